@@ -1,0 +1,26 @@
+# `make check` and `make test` are all there is to know; CI runs the same two.
+.PHONY: setup demo test check format bench
+.DEFAULT_GOAL := test
+bin := .venv/bin
+
+setup: ## .venv, the project, and everything its demo and tests need
+	@tools/setup.sh
+
+demo: setup ## the main job, shown with nothing but this machine
+	@$(bin)/holdfast demo
+
+test: setup
+	@$(bin)/pytest
+
+check: setup
+	@$(bin)/ruff format --check .
+	@$(bin)/ruff check .
+	@$(bin)/mypy
+	@$(bin)/lint-imports --no-cache | tail -n 12
+
+format: setup
+	@$(bin)/ruff format .
+	@$(bin)/ruff check --fix-only --quiet .
+
+bench: setup ## every figure in docs/benchmarks.md, measured again
+	@$(bin)/python -m bench

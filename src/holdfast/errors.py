@@ -1,0 +1,51 @@
+"""Every error a user can meet: one line saying what went wrong, a hint with what to try, an exit code.
+
+The wording: lower case, no full stop, the bad value shown. Anything that is not one of these is a bug.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """The exit codes of the `holdfast` command."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    NOT_UP = 3
+    NEEDS_LOGIN = 4
+    BUG = 70
+    INTERRUPTED = 130
+
+
+class HoldfastError(Exception):
+    """The base of all errors that are told to the user.
+
+    `message` says what went wrong, with the value; `hint` names what to try, or is empty;
+    `exit_code` is what the command line ends with.
+    """
+
+    exit_code: Exit = Exit.FAILED
+
+    def __init__(self, message: str, hint: str = "", exit_code: Exit | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        if exit_code is not None:
+            self.exit_code = exit_code
+
+
+class UsageError(HoldfastError):
+    """The command line or the configuration is wrong; nothing was started."""
+
+    exit_code = Exit.USAGE
+
+
+class KeeperError(HoldfastError):
+    """The keeper can't be reached, started or understood."""
+
+
+class MasterError(HoldfastError):
+    """A master doesn't answer, or answers what the multiplexing protocol doesn't allow."""

@@ -1,0 +1,1 @@
+"""Everything that knows OpenSSH: its multiplexing protocol, its command line, its words."""

@@ -1,0 +1,77 @@
+"""The command lines of ssh: what we set, and what we leave to the user's own configuration. Pure.
+
+The order of options matters to ssh: the first value given for an option wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+# Options that older clients don't know, so that naming them is no error there.
+_MAYBE_UNKNOWN = (
+    "ForkAfterAuthentication,StdinNull,SessionType,ObscureKeystrokeTiming,ChannelTimeout,LogVerbose,RemoteCommand,WarnWeakCrypto"
+)
+# Makes ssh log, at any level, the lines that tell why a server hung up early (its version, what it sent before
+# the banner) and the fingerprint of the key it offered.
+_LOG_VERBOSE = "kex.c:kex_exchange_identification():*,sshconnect.c:verify_host_key():*"
+
+# ssh's own line that login is done and the control socket is there: LocalCommand runs right after both.
+READY = b"ready"
+
+_AES_GCM = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
+
+
+def master(
+    host: str,
+    options: Sequence[str],
+    socket: Path,
+    log: Path,
+    *,
+    in_terminal: bool,
+    defaults: Mapping[str, str],
+) -> list[str]:
+    """The command that starts a master for `host` with its control socket at `socket`.
+
+    `in_terminal`: ssh asks its questions there and goes into the background once logged in (-f). Otherwise it
+    never asks (BatchMode), stays a child, and prints `READY` on stdout once its socket is there.
+    `options` are the user's own (-F, -o, -p, -i, -J, -l) and win over all of ours that are a matter of taste;
+    `defaults` is what we prefer where the user's configuration says nothing (see `preferences`).
+    """
+    ours = [
+        ("IgnoreUnknown", _MAYBE_UNKNOWN),
+        ("ControlMaster", "yes"),
+        # Otherwise a ControlPersist in the user's file makes the master daemonize, and end when it is idle.
+        ("ControlPersist", "no"),
+        ("ForkAfterAuthentication", "no"),
+        ("StdinNull", "no"),
+        ("SessionType", "none"),
+        # The user's forward lines are ours to open, over the control socket, where each answer is seen.
+        ("ClearAllForwardings", "yes"),
+        ("ExitOnForwardFailure", "no"),
+        ("RemoteCommand", "none"),
+        ("StreamLocalBindUnlink", "yes"),
+        ("GatewayPorts", "no"),
+        ("LogLevel", "VERBOSE"),
+        ("LogVerbose", _LOG_VERBOSE),
+    ]
+    if in_terminal:
+        ours = [(name, value) for name, value in ours if name not in ("ForkAfterAuthentication", "StdinNull")]
+        ours.append(("PermitLocalCommand", "no"))
+    else:
+        ours += [
+            ("BatchMode", "yes"),
+            ("PermitLocalCommand", "yes"),
+            ("LocalCommand", f"echo {READY.decode()}"),
+        ]
+    flags = ["-M", "-N", "-T", "-x", "-a", *(["-f"] if in_terminal else []), "-S", str(socket).replace("%", "%%"), "-E", str(log)]
+    return ["ssh", *flags, *_o(ours), *options, *_o(defaults.items()), "--", host]
+
+
+def show_settings(host: str, options: Sequence[str]) -> list[str]:
+    """The command that prints the settings ssh would use for `host` (-G)."""
+    return ["ssh", *options, "-G", "--", host]
+
+
+def _o(pairs: object) -> list[str]:
+    return [word for name, value in pairs for word in ("-o", f"{name}={value}")]  # type: ignore[attr-defined]

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.sshd import Sshd, make_key, wait_for
+
+
+@pytest.fixture(scope="session")
+def keys() -> Iterator[Path]:
+    """A directory with the keys `host`, `other_host` and `user`."""
+    with tempfile.TemporaryDirectory(prefix="hfk") as made:
+        for name in ("host", "other_host", "user"):
+            make_key(Path(made) / name)
+        yield Path(made)
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A short directory (sockets live in it), and the check that a test leaves no process behind."""
+    made = Path(tempfile.mkdtemp(prefix="hf"))
+    yield made
+    left = _processes_of(made)
+    for process in left:
+        process.kill()
+    shutil.rmtree(made)
+    assert not left, f"left running: {[process.info['cmdline'] for process in left]}"
+
+
+def _processes_of(home: Path) -> list[psutil.Process]:
+    """The processes that have the test's directory in their command line or environment."""
+    mark, found = str(home), []
+    for process in psutil.process_iter(["pid", "cmdline", "status"]):
+        try:
+            words = process.info["cmdline"] or []
+            if process.pid == os.getpid() or process.info["status"] == psutil.STATUS_ZOMBIE:
+                continue
+            if any(mark in word for word in words) or mark in process.environ().get("HOLDFAST_RUNTIME_DIR", ""):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.fixture
+def sshd(home: Path, keys: Path) -> Iterator[Sshd]:
+    """A running sshd that `ssh -F sshd.config lab` gets into."""
+    server = Sshd(home, keys).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def environment(home: Path) -> Mapping[str, str]:
+    """The environment of a user whose keeper, sockets and state are this test's alone."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "USER") if name in os.environ}
+    return {
+        **kept,
+        "HOLDFAST_RUNTIME_DIR": str(home / "run"),
+        "HOLDFAST_STATE_DIR": str(home / "state"),
+        "PYTHONWARNINGS": "error",
+        "COLUMNS": "120",
+    }
+
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def holdfast(environment: Mapping[str, str], home: Path) -> Iterator[Run]:
+    """Runs the real command as a user would; ends the keeper and every master it left when the test is over."""
+
+    def run(*words: str, timeout: float = 60, **more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "holdfast", *words],
+            env={**environment, **more},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+
+    yield run
+    if (home / "state").exists():
+        run("down", "--all")
+        run("keeper", "stop")
+        wait_for(lambda: not _keepers(home), "the keeper to end", 10)
+
+
+def _keepers(home: Path) -> list[int]:
+    return [p.pid for p in _processes_of(home) if "holdfast.keeper" in p.info["cmdline"]]
+
+
+@pytest.fixture
+def kill_keeper(home: Path) -> Callable[[], None]:
+    def kill() -> None:
+        for pid in _keepers(home):
+            os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: not _keepers(home), "the keeper to be gone", 5)
+
+    return kill

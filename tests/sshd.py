@@ -1,0 +1,131 @@
+"""A real sshd on loopback, for one test: its own keys, its own configuration, no trace afterwards."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
+
+
+def free_port() -> int:
+    """A port that nobody listens on just now, on either loopback address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 15) -> None:
+    """Returns once `condition()` is true; fails the test, saying `what` was waited for, after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.005)
+
+
+def make_key(path: Path) -> Path:
+    """A new ed25519 key without a passphrase at `path`."""
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True, stdin=subprocess.DEVNULL
+    )
+    return path
+
+
+class Sshd:
+    """sshd on 127.0.0.1, and the client's configuration by which `ssh -F config lab` gets in."""
+
+    def __init__(self, home: Path, keys: Path, *options: str) -> None:
+        self.home = home
+        self.port = free_port()
+        self.host_key = keys / "host"
+        self.user_key = keys / "user"
+        self.config = home / "ssh_config"
+        self.known_hosts = home / "known_hosts"
+        self.authorized_keys = home / "authorized_keys"
+        self.log = home / "sshd.log"
+        self.options = options
+        self.process: subprocess.Popen[bytes] | None = None
+        shutil.copy(keys / "user.pub", self.authorized_keys)
+        self.trust(self.host_key)
+        self.configure()
+
+    def trust(self, host_key: Path) -> None:
+        """Makes `host_key` the one that the client knows for this server."""
+        kind, key = host_key.with_suffix(".pub").read_text().split()[:2]
+        self.known_hosts.write_text(f"[127.0.0.1]:{self.port} {kind} {key}\n")
+
+    def configure(self, *lines: str) -> None:
+        """Writes the client's configuration: the host `lab`, with `lines` added to its block."""
+        settings = [
+            "Host lab",
+            "HostName 127.0.0.1",
+            f"Port {self.port}",
+            f"User {getpass.getuser()}",
+            f"IdentityFile {self.user_key}",
+            "IdentitiesOnly yes",
+            "IdentityAgent none",
+            f"UserKnownHostsFile {self.known_hosts}",
+            "GlobalKnownHostsFile /dev/null",
+            *lines,
+        ]
+        self.config.write_text("\n  ".join(settings) + "\n")
+
+    def start(self, *options: str) -> Sshd:
+        """Starts it, with `options` (lines of sshd_config) before those it was made with."""
+        if os.getuid() == 0:
+            Path("/run/sshd").mkdir(exist_ok=True)
+        settings = [
+            *options,
+            *self.options,
+            f"ListenAddress 127.0.0.1:{self.port}",
+            f"HostKey {self.host_key}",
+            f"AuthorizedKeysFile {self.authorized_keys}",
+            "PidFile none",
+            "StrictModes no",
+            "UsePAM no",
+            "LogLevel VERBOSE",
+        ]
+        (self.home / "sshd_config").write_text("\n".join(settings) + "\n")
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [SSHD, "-D", "-e", "-f", str(self.home / "sshd_config")],
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+                start_new_session=True,
+            )
+        seen = self.log.stat().st_size
+        wait_for(
+            lambda: b"Server listening" in self.log.read_bytes() or self.process_ended, "sshd to listen", 10
+        )
+        assert not self.process_ended, self.log.read_text()[seen:]
+        return self
+
+    @property
+    def process_ended(self) -> bool:
+        return self.process is None or self.process.poll() is not None
+
+    def children(self) -> list[int]:
+        """The pids of the sshd processes that serve connections."""
+        assert self.process is not None
+        listing = subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True, check=False
+        )
+        return [int(pid) for pid in listing.stdout.split()]
+
+    def stop(self) -> None:
+        """Ends the listener and every connection, at once."""
+        if self.process is None:
+            return
+        for pid in self.children():
+            os.kill(pid, signal.SIGKILL)
+        self.process.kill()
+        self.process.wait(10)
+        self.process = None
+        self.log.write_text("")
