@@ -101,9 +101,7 @@ class Sshd:
                 start_new_session=True,
             )
         seen = self.log.stat().st_size
-        wait_for(
-            lambda: b"Server listening" in self.log.read_bytes() or self.process_ended, "sshd to listen", 10
-        )
+        wait_for(lambda: b"Server listening" in self.log.read_bytes() or self.process_ended, "sshd to listen", 10)
         assert not self.process_ended, self.log.read_text()[seen:]
         return self
 

@@ -31,5 +31,5 @@ wanted=$(cat pyproject.toml uv.lock tools/setup.sh | cksum)
 
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 .venv/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9'
-UV_PROJECT_ENVIRONMENT=.venv .venv/bin/uv sync --frozen --quiet --inexact --extra demo
+UV_PROJECT_ENVIRONMENT=.venv .venv/bin/uv sync --frozen --quiet --inexact --compile-bytecode --extra demo
 echo "$wanted" >"$stamp"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
-from ipaddress import IPv6Address, ip_address
 from typing import NamedTuple
 
 from holdfast.errors import UsageError
@@ -27,6 +26,9 @@ NOT_HTTP = frozenset(
 HTTPS = frozenset({443, 8443})
 
 EXAMPLES = "8888, 9999:8888, 5432:db:5432, 8888:/run/user/1000/jupyter.sock or [::1]:8888:localhost:8888"
+
+
+_ANY = ("*", "0.0.0.0", "::")  # noqa: S104 - compared, not bound
 
 
 class Kind(StrEnum):
@@ -56,14 +58,16 @@ class Address(NamedTuple):
         """Whether only this machine can reach it. A name other than `localhost` counts as not."""
         if self.path or self.host == "localhost":
             return True
+        import ipaddress  # 2 ms that `status` needn't pay
+
         try:
-            return ip_address(self.host).is_loopback
+            return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
 
 
 class Forward(NamedTuple):
-    """One -L, -R or -D: a listening end and a target. `target` is None for SOCKS (-D, and -R with a port alone)."""
+    """One -L, -R or -D: a listening end and a target. `target` is None for SOCKS: -D, and -R with a port alone."""
 
     kind: Kind
     listen: Address
@@ -88,7 +92,7 @@ class Forward(NamedTuple):
         service = self.target.port if self.target else 0
         if service in NOT_HTTP:
             return None
-        host = self.listen.host if self.listen.host not in ("*", "0.0.0.0", "::") else "localhost"
+        host = "localhost" if self.listen.host in _ANY else self.listen.host
         scheme = "https" if service in HTTPS else "http"
         return f"{scheme}://{self.listen._replace(host=host)}"
 
@@ -102,7 +106,8 @@ def parse(text: str, kind: Kind = Kind.LOCAL) -> Forward:
         raise UsageError("the forward is empty", f"write it as {EXAMPLES}")
     if len(text) > LONGEST_SPEC:
         raise UsageError(
-            f"the forward '{text[:40]}…' is {len(text)} characters long", "that can't be right: check your quotes"
+            f"the forward '{text[:40]}…' is {len(text)} characters long",
+            "that can't be right: check your quotes",
         )
     if not text.isprintable():
         raise UsageError(f"the forward {text!r} has characters that can't be printed", f"write it as {EXAMPLES}")
@@ -116,9 +121,7 @@ def parse(text: str, kind: Kind = Kind.LOCAL) -> Forward:
             raise UsageError(f"the forward '{text}' has no target", f"did you mean {meant}")
         target = Address("127.0.0.1", listen.port)
     if kind is Kind.DYNAMIC and target is not None:
-        raise UsageError(
-            f"a dynamic forward has no target: '{text}'", "write it as -D 1080 or -D 127.0.0.1:1080"
-        )
+        raise UsageError(f"a dynamic forward has no target: '{text}'", "write it as -D 1080 or -D 127.0.0.1:1080")
     if kind is Kind.DYNAMIC and listen.path:
         raise UsageError(f"a dynamic forward needs a port, not a path: '{text}'", "write it as -D 1080")
     if target is not None and not target.path and target.port == 0:
@@ -146,7 +149,8 @@ def _fields(text: str, kind: Kind) -> list[str]:
         raise UsageError(f"the brackets in '{text}' don't match", f"write it as {EXAMPLES}")
     if kind is not Kind.DYNAMIC and len(fields) > 4:
         raise UsageError(
-            f"'{text}' has too many colons", "put an IPv6 address in brackets, as in [::1]:8888:localhost:8888"
+            f"'{text}' has too many colons",
+            "put an IPv6 address in brackets, as in [::1]:8888:localhost:8888",
         )
     return [field.replace("\\:", ":") for field in fields]
 
@@ -214,8 +218,10 @@ def _bind(text: str, spec: str) -> str:
 
 def _host(text: str, spec: str) -> str:
     if text.startswith("["):
+        import ipaddress
+
         try:
-            return str(IPv6Address(text[1:-1]))
+            return str(ipaddress.IPv6Address(text[1:-1]))
         except ValueError:
             raise UsageError(
                 f"'{text}' in the forward '{spec}' is not an IPv6 address", "as in [::1]:8888"

@@ -5,21 +5,21 @@ The order of options matters to ssh: the first value given for an option wins.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 # Options that older clients don't know, so that naming them is no error there.
-_MAYBE_UNKNOWN = (
-    "ForkAfterAuthentication,StdinNull,SessionType,ObscureKeystrokeTiming,ChannelTimeout,LogVerbose,RemoteCommand,WarnWeakCrypto"
-)
+_MAYBE_UNKNOWN = "ForkAfterAuthentication,LogVerbose,RemoteCommand,SessionType,StdinNull"
 # Makes ssh log, at any level, the lines that tell why a server hung up early (its version, what it sent before
 # the banner) and the fingerprint of the key it offered.
 _LOG_VERBOSE = "kex.c:kex_exchange_identification():*,sshconnect.c:verify_host_key():*"
 
+# The oldest ssh that was tested. Options that it doesn't know are named in _MAYBE_UNKNOWN.
+OLDEST = (8, 0)
+
 # ssh's own line that login is done and the control socket is there: LocalCommand runs right after both.
 READY = b"ready"
-
-_AES_GCM = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 
 
 def master(
@@ -50,7 +50,6 @@ def master(
         ("ClearAllForwardings", "yes"),
         ("ExitOnForwardFailure", "no"),
         ("RemoteCommand", "none"),
-        ("StreamLocalBindUnlink", "yes"),
         ("GatewayPorts", "no"),
         ("LogLevel", "VERBOSE"),
         ("LogVerbose", _LOG_VERBOSE),
@@ -64,7 +63,18 @@ def master(
             ("PermitLocalCommand", "yes"),
             ("LocalCommand", f"echo {READY.decode()}"),
         ]
-    flags = ["-M", "-N", "-T", "-x", "-a", *(["-f"] if in_terminal else []), "-S", str(socket).replace("%", "%%"), "-E", str(log)]
+    flags = [
+        "-M",
+        "-N",
+        "-T",
+        "-x",
+        "-a",
+        *(["-f"] if in_terminal else []),
+        "-S",
+        str(socket).replace("%", "%%"),
+        "-E",
+        str(log),
+    ]
     return ["ssh", *flags, *_o(ours), *options, *_o(defaults.items()), "--", host]
 
 
@@ -73,5 +83,11 @@ def show_settings(host: str, options: Sequence[str]) -> list[str]:
     return ["ssh", *options, "-G", "--", host]
 
 
-def _o(pairs: object) -> list[str]:
-    return [word for name, value in pairs for word in ("-o", f"{name}={value}")]  # type: ignore[attr-defined]
+def parse_version(printed: str) -> tuple[int, int] | None:
+    """(9, 2) for 'OpenSSH_9.2p1 Debian-2'; None for what isn't OpenSSH."""
+    found = re.match(r"OpenSSH_(?:for_Windows_)?(\d+)\.(\d+)", printed)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def _o(pairs: Iterable[tuple[str, str]]) -> list[str]:
+    return [word for name, value in pairs for word in ("-o", f"{name}={value}")]

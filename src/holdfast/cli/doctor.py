@@ -1,0 +1,85 @@
+"""`doctor`: what holdfast needs, whether it is there, and how to mend what isn't."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import click
+
+from holdfast import client, paths
+from holdfast.cli import render
+from holdfast.errors import Exit, HoldfastError
+from holdfast.openssh import command, foreground
+from holdfast.version import __version__
+
+
+class Finding(NamedTuple):
+    good: bool
+    text: str
+    hint: str = ""
+
+
+@click.command(short_help="check what holdfast needs on this machine")
+def doctor() -> int:
+    """Looks at ssh, the directories, the keeper and the versions: what is wrong, and how to mend it."""
+    findings = [*_versions(), *_directories(), *_keeper()]
+    for finding in findings:
+        mark = click.style("ok   ", fg="green") if finding.good else click.style("wrong", fg="red")
+        click.echo(f"{mark}  {finding.text}", color=render.colour_allowed())
+        if finding.hint:
+            click.echo(f"       hint: {finding.hint}")
+    return Exit.OK if all(finding.good for finding in findings) else Exit.FAILED
+
+
+def _versions() -> Iterator[Finding]:
+    python = ".".join(str(part) for part in sys.version_info[:3])
+    yield Finding(True, f"holdfast {__version__}, Python {python}")
+    printed = foreground.version()
+    version = command.parse_version(printed)
+    oldest = ".".join(str(part) for part in command.OLDEST)
+    if not printed:
+        yield Finding(False, "ssh is not installed", "sudo apt-get install openssh-client")
+    elif version is None:
+        yield Finding(False, f"the ssh in your PATH is not OpenSSH: {printed}", f"it is {shutil.which('ssh')}")
+    elif version < command.OLDEST:
+        yield Finding(False, f"{printed} is older than {oldest}, the oldest that was tested", "update OpenSSH")
+    else:
+        yield Finding(True, f"{printed} at {shutil.which('ssh')}")
+
+
+def _directories() -> Iterator[Finding]:
+    for what, find in (("sockets", paths.runtime_dir), ("state", paths.state_dir), ("logs", paths.logs_dir)):
+        try:
+            yield Finding(True, f"{what} in {find()}, which is yours alone")
+        except HoldfastError as error:
+            yield Finding(False, error.message, error.hint)
+    try:
+        free = shutil.disk_usage(paths.state_dir()).free
+    except (HoldfastError, OSError):
+        return
+    if free < 1024 * 1024:
+        yield Finding(False, f"the disk of {paths.state_dir()} is full", f"df -h {paths.state_dir()}")
+
+
+def _keeper() -> Iterator[Finding]:
+    try:
+        connection = client.find()
+    except HoldfastError as error:
+        yield Finding(False, error.message, error.hint)
+        return
+    if connection is None:
+        yield Finding(True, "the keeper is not running; the next command that needs it starts it")
+        return
+    greeting = connection.greeting
+    connection.close()
+    if greeting["holdfast"] == __version__:
+        yield Finding(True, f"the keeper runs (pid {greeting['pid']})")
+    else:
+        yield Finding(
+            False,
+            f"the keeper (pid {greeting['pid']}) is holdfast {greeting['holdfast']}, this is {__version__}",
+            "end it, tunnels stay up: holdfast keeper stop",
+        )

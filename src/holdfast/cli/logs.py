@@ -1,0 +1,67 @@
+"""`logs`: what happened to the tunnels, and why."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from holdfast import paths
+from holdfast.cli.completing import complete_tunnel
+from holdfast.errors import HoldfastError
+
+# Seconds between looks at a log that is followed.
+_LOOK = 0.2
+
+
+@click.command(short_help="what happened to the tunnels, and why")
+@click.argument("names", nargs=-1, shell_complete=complete_tunnel)
+@click.option("-f", "--follow", is_flag=True, help="go on showing what happens, until Ctrl-C")
+@click.option("-n", "--lines", default=50, show_default=True, help="how many lines from the end")
+def logs(names: tuple[str, ...], follow: bool, lines: int) -> None:
+    """Shows the log of the tunnels named, or of all, in the order of time."""
+    files = {name: paths.logs_dir() / paths.log_name(name) for name in names or _all_names()}
+    missing = [name for name, path in files.items() if not path.exists()]
+    if missing:
+        raise HoldfastError(f"there is no log of a tunnel '{missing[0]}'", "see what there is: holdfast status")
+    told = sorted(line for name, path in files.items() for line in _lines_of(name, path))
+    for line in told[-lines:] if lines > 0 else []:
+        click.echo(line)
+    if follow:
+        _follow(files)
+
+
+def _all_names() -> list[str]:
+    ours = (paths.keeper_log(), paths.crash_log())
+    return sorted(path.stem.replace("+", ":") for path in paths.logs_dir().glob("*.log") if path not in ours)
+
+
+def _lines_of(name: str, path: Path) -> Iterator[str]:
+    for part in (path.with_suffix(".log.1"), path):
+        if part.exists():
+            for line in part.read_text(errors="replace").splitlines():
+                yield _named(line, name)
+
+
+def _named(line: str, name: str) -> str:
+    stamp, gap, text = line.partition("  ")
+    return f"{stamp}  {name}  {text}" if gap else line
+
+
+def _follow(files: dict[str, Path]) -> None:
+    seen = {name: path.stat().st_size for name, path in files.items()}
+    while True:
+        for name, path in files.items():
+            size = path.stat().st_size if path.exists() else 0
+            start = seen[name] if size >= seen[name] else 0  # it was put aside, and a new one begun
+            if size > start:
+                with path.open("rb") as file:
+                    file.seek(start)
+                    text = file.read()
+                whole = text[: text.rfind(b"\n") + 1]
+                seen[name] = start + len(whole)
+                for line in whole.decode(errors="replace").splitlines():
+                    click.echo(_named(line, name))
+        time.sleep(_LOOK)

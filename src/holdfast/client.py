@@ -1,0 +1,271 @@
+"""The blocking client: finds the keeper, starts it if need be, asks, and hands on what it answers. No asyncio.
+
+A newer command replaces an older keeper; the masters and their connections are not touched by that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import select
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from holdfast import paths
+from holdfast.control import (
+    PROTOCOL,
+    Answer,
+    Greeting,
+    LoginEnded,
+    LoginOrder,
+    Request,
+    Stop,
+    TunnelStatus,
+    encode_request,
+    error_from,
+)
+from holdfast.errors import KeeperError
+from holdfast.version import __version__
+
+# Seconds for a keeper to start listening, and for a running one to greet.
+START = 20.0
+GREETING = 5.0
+
+
+class Connection:
+    """A greeted connection to the keeper, for one request."""
+
+    def __init__(self, connected: socket.socket, greeting: Greeting) -> None:
+        self._socket = connected
+        self._file = connected.makefile("rb")
+        self.greeting = greeting
+
+    def close(self) -> None:
+        self._file.close()
+        self._socket.close()
+
+    def send(self, request: Request) -> None:
+        try:
+            self._socket.sendall(encode_request(request))
+        except OSError as error:
+            raise KeeperError(f"the keeper went away: {error.strerror}", "try again") from None
+
+    def receive(self, timeout: float | None) -> Answer:
+        """The next answer. Raises TimeoutError after `timeout` seconds without one, KeeperError."""
+        self._socket.settimeout(timeout)
+        try:
+            line = self._file.readline()
+        except TimeoutError:
+            raise
+        except OSError as error:
+            raise KeeperError(f"the keeper went away: {error.strerror}", "try again") from None
+        if not line.endswith(b"\n"):
+            raise KeeperError(
+                "the keeper went away before it had answered", "try again; holdfast doctor tells more"
+            )
+        answer: Answer = json.loads(line)
+        return answer
+
+
+def ask(
+    request: Request,
+    *,
+    timeout: float | None = None,
+    progress: Callable[[TunnelStatus], None] = lambda _: None,
+    log_in: Callable[[LoginOrder], int] = lambda _: 255,
+    notice: Callable[[str], None] = lambda _: None,
+) -> list[TunnelStatus]:
+    """The keeper's answer to `request`.
+
+    `progress` is called with each intermediate state; `log_in` when a person must log in at this terminal, and
+    returns ssh's exit status; `notice` with what the user has to be told once. `timeout` is in seconds, and
+    doesn't run during a login.
+    Raises HoldfastError as the keeper says, KeeperError, TimeoutError.
+    """
+    with contextlib.closing(connect()) as connection:
+        if connection.greeting["notice"]:
+            notice(connection.greeting["notice"])
+        connection.send(request)
+        clock = _Clock(timeout)
+        while True:
+            answer = connection.receive(clock.left())
+            if "progress" in answer:
+                progress(answer["progress"])
+            elif "login" in answer:
+                with clock.stopped():
+                    status = log_in(answer["login"])
+                connection.send(LoginEnded(status))
+            elif "error" in answer:
+                raise error_from(answer["error"])
+            else:
+                return answer["done"]
+
+
+def connect() -> Connection:
+    """A connection to a keeper that this command understands, started or replaced if need be."""
+    connection = find()
+    if connection is not None and _is_newer(__version__, connection.greeting["holdfast"]):
+        stop(connection)
+        connection = None
+    if connection is None:
+        connection = _start()
+    if connection.greeting["protocol"] != PROTOCOL:
+        raise KeeperError(
+            f"the keeper is holdfast {connection.greeting['holdfast']}, this command is {__version__}",
+            "use the newer holdfast, or end the keeper (tunnels stay up): holdfast keeper stop",
+        )
+    return connection
+
+
+def something_is_wanted() -> bool:
+    """Whether a tunnel is up or was up when the keeper ended; when in doubt, yes."""
+    try:
+        record = json.loads(paths.state_file().read_text())
+        return any(tunnel["wanted"] for tunnel in record["tunnels"])
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
+
+
+def find() -> Connection | None:
+    """A connection to the keeper that runs, or None. Its lock's file says where it listens."""
+    try:
+        path = paths.lock_file().read_text()
+    except OSError:
+        return None
+    if not path:
+        return None
+    connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connected.settimeout(GREETING)
+    try:
+        connected.connect(path)
+        greeting = _read_greeting(connected)
+    except (FileNotFoundError, ConnectionError):
+        connected.close()
+        return None
+    except TimeoutError:
+        connected.close()
+        raise KeeperError(
+            "the keeper doesn't answer", "end it, tunnels stay up: pkill -u $USER -f holdfast.keeper"
+        ) from None
+    return Connection(connected, greeting)
+
+
+def stop(connection: Connection) -> None:
+    """Ends the keeper at the other end, and waits until it is gone. Tunnels stay up."""
+    with contextlib.closing(connection):
+        connection.send(Stop())
+        connection.receive(GREETING)
+    with _locked(paths.lock_file(), START):  # held for as long as the keeper lives
+        pass
+
+
+def _start() -> Connection:
+    """Starts the keeper. Of many commands that find none, one does; the others wait for it."""
+    with _locked(paths.state_dir() / "start.lock", START):
+        connection = find()
+        if connection is None:
+            _spawn()
+            connection = find()
+    if connection is None:
+        raise KeeperError("the keeper did not start", f"its own words: {paths.keeper_log()}")
+    return connection
+
+
+def _spawn() -> None:
+    import subprocess  # a command that finds its keeper doesn't need it
+
+    ready, told = os.pipe()
+    with os.fdopen(ready, "rb") as answer:
+        try:
+            with paths.keeper_log().open("ab") as log:
+                # -P: a folder named `holdfast` where the user happens to be must not be imported.
+                subprocess.Popen(
+                    [sys.executable, "-P", "-m", "holdfast.keeper", "--ready", str(told)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=log,
+                    cwd="/",
+                    pass_fds=[told],
+                    start_new_session=True,
+                )
+        finally:
+            os.close(told)
+        if not select.select([answer], [], [], START)[0]:
+            raise KeeperError(
+                f"the keeper did not start within {START:g} s", f"its own words: {paths.keeper_log()}"
+            )
+        said = answer.readline().decode().strip()
+    if said != "ready":
+        message, _, hint = said.partition("\t")
+        raise KeeperError(message or "the keeper did not start", hint or f"its own words: {paths.keeper_log()}")
+
+
+def _read_greeting(connected: socket.socket) -> Greeting:
+    received = b""
+    while not received.endswith(b"\n"):
+        chunk = connected.recv(1024)
+        if not chunk:
+            raise ConnectionResetError
+        received += chunk
+    greeting: Greeting = json.loads(received)
+    return greeting
+
+
+def _is_newer(one: str, other: str) -> bool:
+    return _numbers(one) > _numbers(other)
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) if part.isdigit() else 0 for part in version.split(".")]
+
+
+@contextlib.contextmanager
+def _locked(path: Path, seconds: float) -> Iterator[None]:
+    clock = _Clock(seconds)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                try:
+                    clock.left()
+                except TimeoutError:
+                    raise KeeperError(
+                        f"waited {seconds:g} s for another holdfast command", f"see who has it: fuser {path}"
+                    ) from None
+                time.sleep(0.01)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class _Clock:
+    """Counts down from so many seconds, or never; can be stopped while a person types."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self._ends = None if seconds is None else time.monotonic() + seconds
+
+    def left(self) -> float | None:
+        """Seconds left, None for ever. Raises TimeoutError when there are none."""
+        if self._ends is None:
+            return None
+        left = self._ends - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        return left
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        if self._ends is not None:
+            self._ends += time.monotonic() - began

@@ -1,0 +1,291 @@
+"""The protocol between the command line and the keeper: one JSON object a line, over the keeper's socket. No I/O.
+
+The keeper greets with a `Greeting`. A client sends one request, an object
+whose `request` names one of `REQUESTS`. The keeper answers with any number of `progress` and `login` objects,
+then one `done` or `error`. During an `up` the client answers each `login` with a `login_ended` request.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, NamedTuple, NotRequired, TypedDict, get_type_hints
+
+from holdfast.errors import Exit, HoldfastError, KeeperError, UsageError
+from holdfast.forward import LONGEST_HOST, Forward, Kind, parse_address
+
+PROTOCOL = 1
+# Bytes of a request. The largest that makes sense is an `up` with some hundred forwards.
+LONGEST_REQUEST = 256 * 1024
+LONGEST_NAME = 100
+
+# The variables of the user's session that ssh needs to log in; nothing else is sent or kept.
+ENVIRONMENT = (
+    "SSH_AUTH_SOCK",
+    "SSH_ASKPASS",
+    "DISPLAY",
+    "WAYLAND_DISPLAY",
+    "XAUTHORITY",
+    "KRB5CCNAME",
+    "DBUS_SESSION_BUS_ADDRESS",
+    "GNUPGHOME",
+    "PATH",
+    "HOME",
+)
+# The options of ssh that `up` passes on, each with one value.
+SSH_OPTIONS = ("-F", "-o", "-p", "-i", "-J", "-l")
+
+
+class Up(NamedTuple):
+    """Bring a tunnel up, or add forwards to it. `forwards` may be empty: what it had, or the host's own.
+
+    `terminal`: the client can run a login for a person. `host` may be the name of a known tunnel.
+    """
+
+    host: str
+    name: str
+    options: tuple[str, ...]
+    forwards: tuple[tuple[str, ...], ...]
+    environment: dict[str, str]
+    terminal: bool
+    wait: bool
+    expose: bool
+
+
+class Down(NamedTuple):
+    """Take tunnels down, or only those of their forwards that listen on one of `listens`."""
+
+    names: tuple[str, ...]
+    listens: tuple[str, ...]
+    everything: bool
+
+
+class Restart(NamedTuple):
+    """Make a new connection for each of the tunnels."""
+
+    names: tuple[str, ...]
+    environment: dict[str, str]
+    terminal: bool
+
+
+class Status(NamedTuple):
+    """What is true of the tunnels, proven by a round trip. No names: all that are wanted."""
+
+    names: tuple[str, ...]
+
+
+class Stop(NamedTuple):
+    """End the keeper. The masters and their connections stay."""
+
+
+class LoginEnded(NamedTuple):
+    """ssh has left the client's terminal with this exit status."""
+
+    status: int
+
+
+Request = Up | Down | Restart | Status | Stop | LoginEnded
+REQUESTS: dict[str, type[Request]] = {
+    "up": Up,
+    "down": Down,
+    "restart": Restart,
+    "status": Status,
+    "stop": Stop,
+    "login_ended": LoginEnded,
+}
+
+
+class ForwardStatus(TypedDict):
+    """One forward as `status --json` prints it. `url` is null where a browser has no business."""
+
+    kind: str
+    listen: str
+    target: str | None
+    url: str | None
+    state: str
+    reason: str | None
+    hint: str | None
+
+
+class TunnelStatus(TypedDict):
+    """One tunnel as `status --json` prints it. Times are ISO 8601 with offset, `rtt_ms` is milliseconds."""
+
+    name: str
+    host: str
+    state: str
+    reason: str | None
+    hint: str | None
+    since: str
+    retry_at: str | None
+    rtt_ms: float | None
+    drops: int
+    fast_path: bool | None
+    adopted: bool
+    master_pid: int | None
+    forwards: list[ForwardStatus]
+
+
+class LoginOrder(TypedDict):
+    """Asks the client to run `argv` in its terminal, and to show what ssh writes to `log`."""
+
+    argv: list[str]
+    log: str
+
+
+class ErrorRecord(TypedDict):
+    message: str
+    hint: str
+    exit_code: int
+
+
+class Greeting(TypedDict):
+    """The keeper's first line. `notice` is something that the user has to be told once, or empty."""
+
+    holdfast: str
+    protocol: int
+    pid: int
+    notice: str
+
+
+class Answer(TypedDict):
+    """One line from the keeper: exactly one of these."""
+
+    progress: NotRequired[TunnelStatus]
+    login: NotRequired[LoginOrder]
+    done: NotRequired[list[TunnelStatus]]
+    error: NotRequired[ErrorRecord]
+
+
+def encode_request(request: Request) -> bytes:
+    name = next(name for name, kind in REQUESTS.items() if kind is type(request))
+    return encode({"request": name, **request._asdict()})
+
+
+def decode_request(line: bytes) -> Request:
+    """The request in `line`. Raises KeeperError for anything that isn't exactly one."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        raise KeeperError("the request is not JSON") from None
+    if not isinstance(record, dict) or record.get("request") not in REQUESTS:
+        raise KeeperError(
+            f"there is no such request: {line[:60]!r}", "update holdfast, or its keeper: holdfast keeper stop"
+        )
+    kind = REQUESTS[record.pop("request")]
+    hints = get_type_hints(kind)
+    if record.keys() != hints.keys():
+        raise KeeperError(f"the request {kind.__name__.lower()} needs exactly {', '.join(hints) or 'nothing'}")
+    return kind(**{name: _checked(record[name], hint, name) for name, hint in hints.items()})
+
+
+def encode(record: object) -> bytes:
+    return json.dumps(record, separators=(",", ":")).encode() + b"\n"
+
+
+def encode_error(error: HoldfastError) -> bytes:
+    record = ErrorRecord(message=error.message, hint=error.hint, exit_code=error.exit_code)
+    return encode(Answer(error=record))
+
+
+def error_from(record: ErrorRecord) -> HoldfastError:
+    return HoldfastError(record["message"], record["hint"], Exit(record["exit_code"]))
+
+
+def encode_forward(forward: Forward) -> tuple[str, ...]:
+    return (forward.kind.value, str(forward.listen), str(forward.target) if forward.target else "")
+
+
+def decode_forward(fields: tuple[str, ...]) -> Forward:
+    """Raises UsageError."""
+    if len(fields) != 3 or fields[0] not in list(Kind):
+        raise UsageError(f"{fields!r} is not a forward")
+    kind, listen, target = fields
+    return Forward(Kind(kind), parse_address(listen), parse_address(target) if target else None)
+
+
+def check_host(text: str) -> str:
+    """`text` as a destination that ssh takes: host, user@host or ssh://user@host:port.
+
+    Raises UsageError. As strict as ssh 9.6 (valid_hostname and valid_ruser in ssh.c), for older ones as well:
+    the name reaches shells through %h in ProxyCommand.
+    """
+    problem = ""
+    user, at, host = text.removeprefix("ssh://").rpartition("@")
+    if not text:
+        problem = "is empty"
+    elif len(text) > LONGEST_HOST:
+        raise UsageError(f"the host '{text[:40]}…' is {len(text)} characters long", "check your quotes")
+    elif not text.isprintable():
+        raise UsageError(f"the host {text!r} has characters that can't be printed", "check your quotes")
+    elif text.startswith("-") or host.startswith("-") or user.startswith("-"):
+        problem = "begins with '-'"
+    elif not host or (at and not user):
+        problem = "lacks a part beside '@'"
+    elif (found := re.search(r"[\s'`\"$\\;&<>|(){},*?!#/]", host)) or (
+        found := re.search(r"[\s'`\";&<>|(){}]", user)
+    ):
+        problem = f"has a {_named(found[0])} in it"
+    elif "%" in host and not re.fullmatch(r"\[?[0-9a-fA-F:]+:[0-9a-fA-F:.]*%\w+\]?(:\d+)?", host):
+        problem = "has a percent sign in it"
+    if problem:
+        raise UsageError(
+            f"the host '{text}' {problem}", "name it as you would for ssh: lab, ann@lab or ssh://ann@lab:2222"
+        )
+    return text
+
+
+def check_name(text: str) -> str:
+    """`text` as the name of a tunnel. Raises UsageError."""
+    if not re.fullmatch(r"[A-Za-z0-9_:][A-Za-z0-9._:@%-]*", text, re.ASCII) or len(text) > LONGEST_NAME:
+        raise UsageError(
+            f"{text[:60]!r} can't be a tunnel's name",
+            "letters, digits and . _ - @ are allowed, as in --name lab2",
+        )
+    if re.fullmatch(r"[0-9:]+", text) and not text.startswith(":"):
+        raise UsageError(f"a tunnel can't be named '{text}': that reads as a forward", "add a letter")
+    return text
+
+
+def default_name(host: str) -> str:
+    """The name of a tunnel to `host` when none is given: the host's, without user and port of an ssh:// one."""
+    name = host
+    if host.startswith("ssh://"):
+        name = re.sub(r":\d+/?$", "", host.removeprefix("ssh://")).rstrip("/")
+    name = name.rpartition("@")[2].removeprefix("[").removesuffix("]")
+    return re.sub(r"[^A-Za-z0-9._:@%-]", "_", name)
+
+
+def check_options(options: tuple[str, ...]) -> tuple[str, ...]:
+    """`options` as pairs of one of SSH_OPTIONS and its value. Raises UsageError."""
+    for option, value in zip(options[::2], options[1::2], strict=False):
+        if option not in SSH_OPTIONS:
+            raise UsageError(f"'{option}' is not an option that is passed on to ssh")
+        if not value or not value.isprintable() or len(value) > 4096:
+            raise UsageError(f"{value[:60]!r} can't be the value of {option}", f"see man ssh for {option}")
+        if option == "-p" and not (value.isascii() and value.isdigit() and 0 < int(value) < 65536):
+            raise UsageError(f"'{value}' is not a port", "a port is a number from 1 to 65535")
+        if option in ("-l", "-J") and value.startswith("-"):
+            raise UsageError(f"'{value}' can't be the value of {option}", f"see man ssh for {option}")
+    if len(options) % 2:
+        raise UsageError(f"'{options[-1]}' has no value")
+    return options
+
+
+def _named(character: str) -> str:
+    names = {"'": "quote", '"': "quote", "`": "quote", " ": "space", "/": "slash", "\\": "backslash"}
+    return names.get(character, f"'{character}'")
+
+
+def _checked(value: Any, hint: Any, name: str) -> Any:
+    """`value` as the type `hint` wants it, lists turned into tuples. Raises KeeperError."""
+    if hint in (str, bool, int):
+        good = type(value) is hint
+    elif hint == dict[str, str]:
+        good = isinstance(value, dict) and all(isinstance(word, str) for word in value.values())
+    else:
+        inner = hint.__args__[0]
+        good = isinstance(value, list)
+        value = tuple(_checked(item, inner, name) for item in value) if good else value
+    if not good:
+        raise KeeperError(f"the request's {name} is not what it should be")
+    return value

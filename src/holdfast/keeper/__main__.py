@@ -1,0 +1,31 @@
+"""`python -m holdfast.keeper [--stay] [--ready FD]`: is the keeper. The client starts it; see client.py."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from holdfast.errors import HoldfastError
+from holdfast.keeper import server
+
+
+def main(words: list[str]) -> int:
+    descriptor = int(words[words.index("--ready") + 1]) if "--ready" in words else None
+
+    def tell(line: str) -> None:
+        if descriptor is not None:
+            os.write(descriptor, line.encode() + b"\n")
+            os.close(descriptor)
+
+    try:
+        server.run(stay="--stay" in words, ready=lambda: tell("ready"))
+    except server.AlreadyRunning:
+        tell("ready")
+    except HoldfastError as error:
+        tell(f"{error.message}\t{error.hint}")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,224 @@
+"""One client's conversation with the keeper: a request, what it takes to fulfil it, and the answers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from pathlib import Path
+
+from holdfast.control import (
+    PROTOCOL,
+    Answer,
+    Down,
+    Greeting,
+    LoginEnded,
+    LoginOrder,
+    Request,
+    Restart,
+    Status,
+    Stop,
+    TunnelStatus,
+    Up,
+    check_host,
+    check_options,
+    decode_forward,
+    decode_request,
+    encode,
+    encode_error,
+)
+from holdfast.errors import HoldfastError, KeeperError, UsageError
+from holdfast.forward import Forward, Kind
+from holdfast.keeper import forwarding
+from holdfast.keeper.journal import SavedTunnel
+from holdfast.keeper.keeper import DEFAULT_FORWARD, Keeper
+from holdfast.keeper.link import environment_with
+from holdfast.keeper.tunnel import Tunnel
+from holdfast.openssh import master
+from holdfast.openssh.control_socket import peer_uid
+from holdfast.openssh.diagnose import Remedy, Trouble
+from holdfast.openssh.master import LoginFailed
+from holdfast.version import __version__
+
+# Seconds that a client may take to say what it wants.
+PATIENCE = 10.0
+
+
+class Conversation:
+    """Also a `link.Terminal`: during an `up` the client can be asked to log in."""
+
+    def __init__(
+        self,
+        keeper: Keeper,
+        stop: asyncio.Event,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        self._keeper = keeper
+        self._stop = stop
+        self._reader = reader
+        self._writer = writer
+        self._login: asyncio.Future[int] | None = None
+        self._broke_off = False
+
+    async def run(self) -> None:
+        """Serves one request. Garbage, strangers and clients that go away end it, and harm nobody."""
+        try:
+            connection = self._writer.get_extra_info("socket")
+            if peer_uid(connection) not in (os.getuid(), 0):
+                return
+            self._greet()
+            async with asyncio.timeout(PATIENCE):
+                line = await self._reader.readline()
+            if not line:
+                return
+            request = decode_request(line)
+            answering = asyncio.ensure_future(self._answer(request))
+            listening = asyncio.ensure_future(self._listen())
+            try:
+                await asyncio.wait([answering, listening], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in (answering, listening):
+                    task.cancel()
+                await asyncio.wait([answering, listening])
+            if not answering.cancelled():
+                self._say(Answer(done=answering.result()))
+            await self._writer.drain()
+            if isinstance(request, Stop):
+                self._stop.set()
+        except HoldfastError as error:
+            self._writer.write(encode_error(error))
+        except ValueError:  # StreamReader's word for a line over its limit
+            self._writer.write(encode_error(KeeperError("the request is too long")))
+        except (OSError, TimeoutError):
+            pass
+        finally:
+            self._writer.close()
+
+    async def log_in(self, argv: list[str], log: Path) -> int:
+        """Has the client run `argv` in its terminal; ssh's exit status. Raises LoginFailed when it goes away."""
+        self._login = asyncio.get_running_loop().create_future()
+        self._say(Answer(login=LoginOrder(argv=argv, log=str(log))))
+        try:
+            return await self._login
+        finally:
+            self._login = None
+
+    async def _listen(self) -> None:
+        """Hears the rest of what the client says, until it goes away or talks nonsense."""
+        with contextlib.suppress(OSError, ValueError, HoldfastError):
+            while line := await self._reader.readline():
+                request = decode_request(line)
+                if isinstance(request, LoginEnded) and self._login is not None and not self._login.done():
+                    self._login.set_result(request.status)
+        if self._login is not None and not self._login.done():
+            self._broke_off = True
+            trouble = Trouble("the login was broken off", "", Remedy.LOGIN)
+            self._login.set_exception(LoginFailed(trouble))
+
+    async def _answer(self, request: Request) -> list[TunnelStatus]:
+        match request:
+            case Up():
+                return await self._up(request)
+            case Down():
+                return await self._down(request)
+            case Restart():
+                return await self._restart(request)
+            case Status():
+                return await self._status(request)
+            case Stop():
+                return []
+            case LoginEnded():
+                raise KeeperError("no login was asked for")
+
+    async def _up(self, request: Up) -> list[TunnelStatus]:
+        check_host(request.host)
+        check_options(request.options)
+        asked = [decode_forward(fields) for fields in request.forwards]
+        found = await self._keeper.ask(lambda: self._keeper.find(request))
+        forwards = asked or await self._usual_forwards(found, request)
+        known = self._keeper.tunnels.get(found.name)
+        for forward in forwards:
+            if not forward.listen.is_loopback and forward.kind is not Kind.REMOTE and not request.expose:
+                raise UsageError(
+                    f"{forward.listen} can be reached by other machines, and so can what is behind it",
+                    "leave the address out to listen on this machine only, or add --expose",
+                )
+            if known is None or not known.has(forward):
+                await asyncio.to_thread(forwarding.check_listener, forward)
+        is_new = known is None
+        tunnel = await self._keeper.ask(lambda: self._keeper.want(found, forwards, request.environment))
+        if not request.wait:
+            return [tunnel.status()]
+        try:
+            await self._settle([tunnel], terminal=request.terminal)
+        except asyncio.CancelledError:
+            if is_new and self._broke_off:  # as if it had never been asked for
+                self._keeper.ask_later(lambda: self._keeper.drop([tunnel.name], ()))
+            raise
+        await _prove([tunnel])
+        return [tunnel.status()]
+
+    async def _usual_forwards(self, found: SavedTunnel, request: Up) -> list[Forward]:
+        """For a tunnel with no forward named: those it had, else the host's LocalForward lines, else 8888."""
+        if found.forwards:
+            return [pair.asked for pair in found.forwards]
+        environment = environment_with(request.environment)
+        settings = await master.settings(found.host, found.options, environment)
+        return list(settings.local_forwards()) or [DEFAULT_FORWARD]
+
+    async def _down(self, request: Down) -> list[TunnelStatus]:
+        names = tuple(self._keeper.tunnels) if request.everything else request.names
+        ending = await self._keeper.ask(lambda: self._keeper.drop(names, request.listens))
+        if ending:
+            await asyncio.wait(ending)
+        return [tunnel.status() for name in names if (tunnel := self._keeper.tunnels.get(name))]
+
+    async def _restart(self, request: Restart) -> list[TunnelStatus]:
+        chosen = await self._keeper.ask(lambda: self._keeper.restart(request.names, request.environment))
+        await self._settle(chosen, terminal=request.terminal)
+        return [tunnel.status() for tunnel in chosen]
+
+    async def _status(self, request: Status) -> list[TunnelStatus]:
+        names = request.names or tuple(self._keeper.tunnels)
+        chosen = await self._keeper.ask(lambda: [self._keeper.get(name) for name in names])
+        await _prove(chosen)
+        await self._keeper.ask(lambda: None)  # what the round trips brought has been taken in after this
+        return [tunnel.status() for tunnel in chosen]
+
+    async def _settle(self, tunnels: list[Tunnel], *, terminal: bool) -> None:
+        """Waits until there is an answer for each, telling the client what it waits for."""
+        links = {tunnel.link: None for tunnel in tunnels}
+        told: list[TunnelStatus] = []
+
+        def tell() -> None:
+            now = [tunnel.status() for tunnel in tunnels]
+            for status in now:
+                if status not in told:
+                    self._say(Answer(progress=status))
+            told[:] = now
+
+        for link in links:
+            link.terminals += [self] if terminal else []
+        try:
+            await self._keeper.wait_until(lambda: all(tunnel.is_settled for tunnel in tunnels), tell)
+        finally:
+            for link in links:
+                link.terminals = [other for other in link.terminals if other is not self]
+
+    def _greet(self) -> None:
+        notice, self._keeper.notice = self._keeper.notice, ""
+        greeting = Greeting(holdfast=__version__, protocol=PROTOCOL, pid=os.getpid(), notice=notice)
+        self._writer.write(encode(greeting))
+
+    def _say(self, answer: Answer) -> None:
+        if not self._writer.is_closing():
+            self._writer.write(encode(answer))
+
+
+async def _prove(tunnels: list[Tunnel]) -> None:
+    """Asks each link's far side for a sign of life, and looks again at forwards that may have changed."""
+    attempts = {tunnel.link.attempt: None for tunnel in tunnels if tunnel.link.attempt}
+    if attempts:
+        await asyncio.gather(*(attempt.prove() for attempt in attempts))
+        await asyncio.gather(*(attempt.look_again() for attempt in attempts))

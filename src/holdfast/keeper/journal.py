@@ -1,0 +1,131 @@
+"""What must survive a restart, written atomically; and what happened, one log a tunnel, for `holdfast logs`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from holdfast import paths
+from holdfast.control import decode_forward, encode_forward
+from holdfast.errors import HoldfastError
+from holdfast.forward import Forward
+
+VERSION = 1
+# A tunnel's log is put aside (one older one is kept) when it has grown to this many bytes.
+LONGEST_LOG = 128 * 1024
+# How many tunnels that were taken down are remembered, with their forwards.
+LONGEST_MEMORY = 100
+
+
+class SavedForward(NamedTuple):
+    """`asked` is what the person wrote, port 0 included; `forward` is what that became."""
+
+    asked: Forward
+    forward: Forward
+
+
+class SavedTunnel(NamedTuple):
+    name: str
+    host: str
+    options: tuple[str, ...]
+    environment: dict[str, str]
+    forwards: tuple[SavedForward, ...]
+    wanted: bool
+    drops: int
+
+
+class SavedMaster(NamedTuple):
+    """A master of ours, by the host and options that it serves."""
+
+    host: str
+    options: tuple[str, ...]
+    socket: str
+    control_path: str
+
+
+class Saved(NamedTuple):
+    tunnels: tuple[SavedTunnel, ...] = ()
+    masters: tuple[SavedMaster, ...] = ()
+
+
+def load() -> tuple[Saved, str]:
+    """What was saved, and a message when it could not be read: that file is then kept aside, never lost."""
+    path = paths.state_file()
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return Saved(), ""
+    except (OSError, UnicodeDecodeError) as error:
+        return Saved(), _put_aside(path, str(error))
+    try:
+        return _decode(json.loads(text)), ""
+    except (ValueError, KeyError, TypeError, AttributeError, HoldfastError) as error:
+        return Saved(), _put_aside(path, str(error) or type(error).__name__)
+
+
+def save(saved: Saved) -> None:
+    """Replaces the file as a whole. Raises HoldfastError; the old content is then untouched."""
+    path = paths.state_file()
+    text = json.dumps(_encode(saved), indent=1)
+    temporary = None
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix="state.", dir=path.parent)  # 0600 by itself
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).rename(path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise HoldfastError(
+            f"can't write {path}: {error.strerror}", f"is the disk full? df -h {path.parent}"
+        ) from None
+
+
+def record(tunnel: str, text: str) -> None:
+    """Adds a line to the tunnel's log. A disk that is full costs the line, nothing else."""
+    path = paths.logs_dir() / paths.log_name(tunnel)
+    stamp = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+    with contextlib.suppress(OSError):
+        if path.exists() and path.stat().st_size > LONGEST_LOG:
+            path.rename(path.with_suffix(".log.1"))
+        with path.open("a") as file:
+            file.write(f"{stamp}  {text}\n")
+
+
+def _put_aside(path: Path, why: str) -> str:
+    aside = path.with_name(f"state.json.broken-{datetime.now().astimezone():%Y%m%dT%H%M%S}")
+    with contextlib.suppress(OSError):
+        path.rename(aside)
+    return f"{path} could not be read ({why}); it was kept as {aside.name}, and no tunnel is known any more"
+
+
+def _encode(saved: Saved) -> dict[str, Any]:
+    tunnels = [
+        {
+            **tunnel._asdict(),
+            "forwards": [[encode_forward(end) for end in pair] for pair in tunnel.forwards],
+        }
+        for tunnel in saved.tunnels
+    ]
+    return {"version": VERSION, "tunnels": tunnels, "masters": [master._asdict() for master in saved.masters]}
+
+
+def _decode(record: dict[str, Any]) -> Saved:
+    if record["version"] != VERSION:
+        raise ValueError(f"its version is {record['version']}, not {VERSION}")
+    tunnels = []
+    for fields in record["tunnels"]:
+        forwards = tuple(
+            SavedForward(*(decode_forward(tuple(end)) for end in pair)) for pair in fields.pop("forwards")
+        )
+        options = tuple(fields.pop("options"))
+        tunnels.append(SavedTunnel(**fields, options=options, forwards=forwards))
+    masters = [SavedMaster(**{**fields, "options": tuple(fields["options"])}) for fields in record["masters"]]
+    return Saved(tuple(tunnels), tuple(masters))

@@ -1,0 +1,107 @@
+"""What the system knows of ports and processes: who holds a port, which is free, which masters are left over."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+from holdfast.forward import Address
+
+
+class Holder(NamedTuple):
+    """Who listens on an address. `pid` is None for a process of another user, which the system hides."""
+
+    name: str
+    pid: int | None
+
+    def __str__(self) -> str:
+        return f"{self.name} (pid {self.pid})" if self.pid else self.name
+
+
+def why_not(address: Address) -> int:
+    """The errno that listening on the TCP `address` would give just now, or 0."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    host = "" if address.host == "*" else address.host
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            probe.bind((host, address.port))
+            probe.listen(1)
+    except OSError as error:
+        return error.errno or errno.EINVAL
+    return 0
+
+
+def free_port(listeners: Collection[Address]) -> int:
+    """A port that is free just now on each of `listeners`, whose own port doesn't count.
+
+    Raises OSError when the system has none left.
+    """
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if all(why_not(end._replace(port=port)) in (0, *NO_SUCH_ADDRESS) for end in listeners):
+            return port
+
+
+# What a machine without IPv6 answers for ::1.
+NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
+
+def holder(address: Address) -> Holder:
+    """Who listens on the TCP `address`, or on all addresses with its port."""
+    anywhere = {address.host, "0.0.0.0", "::", "*"}  # noqa: S104 - compared, not bound
+    for host, port, pid in _listening():
+        if port == address.port and host in anywhere:
+            return _named(pid)
+    return Holder("another program", None)
+
+
+def _listening() -> Iterator[tuple[str, int, int | None]]:
+    """The address, port and pid of every listener that the system shows us."""
+    try:
+        for end in psutil.net_connections("tcp"):
+            if end.status == psutil.CONN_LISTEN:
+                yield end.laddr.ip, end.laddr.port, end.pid
+    except psutil.AccessDenied:  # macOS shows only one's own, one process at a time
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                for own in process.net_connections("tcp"):
+                    if own.status == psutil.CONN_LISTEN:
+                        yield own.laddr.ip, own.laddr.port, process.pid
+
+
+def _named(pid: int | None) -> Holder:
+    if pid is None:
+        return Holder("another user's program", None)
+    try:
+        return Holder(psutil.Process(pid).name(), pid)
+    except psutil.Error:
+        return Holder("another program", pid)
+
+
+def end_left_over_masters(directory: Path, known: Collection[str]) -> int:
+    """Ends the masters whose socket lies in `directory` and isn't one of `known`; how many.
+
+    They are there when a keeper was killed in the middle of a login.
+    """
+    ended = 0
+    for process in psutil.process_iter(["cmdline", "uids"]):
+        words = process.info["cmdline"] or []
+        if not words or Path(words[0]).name not in ("ssh", "ssh:") or process.info["uids"].real != os.getuid():
+            continue
+        mine = [word for word in words if word.startswith(f"{directory}/") and not word.endswith(".log")]
+        if mine and mine[0] not in known:
+            process.terminate()
+            ended += 1
+    return ended

@@ -1,0 +1,125 @@
+"""The keeper's process: its lock, its socket, its signals, and one conversation a client.
+
+Whoever holds the lock is the keeper; the lock's file says where its socket is. A conversation that breaks off,
+or is garbage, ends that conversation and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from holdfast import paths
+from holdfast.control import LONGEST_REQUEST
+from holdfast.errors import HoldfastError
+from holdfast.keeper.conversation import Conversation
+from holdfast.keeper.keeper import Keeper
+
+# Seconds without a tunnel and without a client after which a keeper that nobody asked for by name ends.
+IDLE = 60.0
+# Seconds that a keeper which is just ending may keep the lock.
+HAND_OVER = 2.0
+
+
+class AlreadyRunning(HoldfastError):
+    """Another process is the keeper."""
+
+
+def run(*, stay: bool, ready: Callable[[], None]) -> None:
+    """Is the keeper until told to stop; with `stay` also when nothing is wanted. Calls `ready` when it listens.
+
+    Raises AlreadyRunning, HoldfastError.
+    """
+    with _locked() as lock:
+        asyncio.run(_serve(lock, stay, ready))
+
+
+@contextlib.contextmanager
+def _locked() -> Iterator[int]:
+    lock = os.open(paths.lock_file(), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        deadline = time.monotonic() + HAND_OVER
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise AlreadyRunning("the keeper is running already", "holdfast keeper stop ends it") from None
+                time.sleep(0.01)
+        yield lock
+    finally:
+        os.close(lock)
+
+
+async def _serve(lock: int, stay: bool, ready: Callable[[], None]) -> None:
+    path = paths.runtime_dir() / "keeper.sock"
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    keeper = Keeper()
+    server = _Server(keeper, stop)
+    listener = await _listen(path, server)
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, os.fsencode(path), 0)
+    ready()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            working = [tasks.create_task(keeper.run())]
+            if not stay:
+                working.append(tasks.create_task(server.stop_when_idle()))
+            await stop.wait()
+            listener.close()
+            for task in [*working, *server.conversations]:
+                task.cancel()
+    finally:
+        os.ftruncate(lock, 0)
+        path.unlink(missing_ok=True)
+
+
+async def _listen(path: Path, server: _Server) -> asyncio.Server:
+    path.unlink(missing_ok=True)  # whoever had it is gone: we hold the lock
+    mask = os.umask(0o177)
+    try:
+        return await asyncio.start_unix_server(server.converse, path, limit=LONGEST_REQUEST)
+    finally:
+        os.umask(mask)
+
+
+class _Server:
+    """Who is talking to the keeper, and whether it is still needed."""
+
+    def __init__(self, keeper: Keeper, stop: asyncio.Event) -> None:
+        self.conversations: set[asyncio.Task[None]] = set()
+        self._keeper = keeper
+        self._stop = stop
+        self._left = asyncio.Event()
+
+    async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.conversations.add(task)
+        try:
+            with contextlib.suppress(asyncio.CancelledError):  # the keeper stops: nobody waits for this task
+                await Conversation(self._keeper, self._stop, reader, writer).run()
+        finally:
+            self.conversations.discard(task)
+            self._left.set()
+
+    async def stop_when_idle(self) -> None:
+        """Stops the keeper once nothing is wanted of it, and nobody has talked to it for `IDLE` seconds."""
+        while True:
+            self._left.clear()
+            try:
+                async with asyncio.timeout(IDLE):
+                    await self._left.wait()
+            except TimeoutError:
+                if not self._keeper.tunnels and not self.conversations:
+                    self._stop.set()
+                    return
