@@ -26,7 +26,8 @@ def logs(names: tuple[str, ...], follow: bool, lines: int) -> None:
     missing = [name for name, path in files.items() if not path.exists()]
     if missing:
         raise HoldfastError(f"there is no log of a tunnel '{missing[0]}'", "see what there is: holdfast status")
-    told = sorted(line for name, path in files.items() for line in _lines_of(name, path))
+    lines_of_all = (line for name, path in files.items() for line in _lines_of(name, path))
+    told = sorted(lines_of_all, key=lambda line: line.partition("  ")[0])
     for line in told[-lines:] if lines > 0 else []:
         click.echo(line)
     if follow:

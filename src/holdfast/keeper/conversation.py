@@ -42,6 +42,8 @@ from holdfast.version import __version__
 
 # Seconds that a client may take to say what it wants.
 PATIENCE = 10.0
+# Seconds that `status` gives a keeper that has just started to find its masters again.
+ADOPTION = 5.0
 
 
 class Conversation:
@@ -182,6 +184,11 @@ class Conversation:
     async def _status(self, request: Status) -> list[TunnelStatus]:
         names = request.names or tuple(self._keeper.tunnels)
         chosen = await self._keeper.ask(lambda: [self._keeper.get(name) for name in names])
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ADOPTION):
+                await self._keeper.wait_until(
+                    lambda: not any(tunnel.link.is_restored for tunnel in chosen), lambda: None
+                )
         await _prove(chosen)
         await self._keeper.ask(lambda: None)  # what the round trips brought has been taken in after this
         return [tunnel.status() for tunnel in chosen]

@@ -55,9 +55,10 @@ class Keeper:
         self._tasks = asyncio.TaskGroup()
 
     async def run(self) -> None:
-        """Restores what was wanted, then decides what the queue brings, until cancelled. Masters outlive it."""
+        """Brings up what was wanted, then decides what the queue brings, until cancelled. Masters outlive it."""
         async with self._tasks:
-            await self._restore()
+            for link in self._links.values():
+                self._apply(link, LinkEvent.WANTED if link.forwards else LinkEvent.UNWANTED)
             while True:
                 decide, answer = await self._queue.get()
                 try:
@@ -196,7 +197,7 @@ class Keeper:
                 if there.kind is not Kind.REMOTE and set(there.listeners) & set(forward.listeners):
                     end = there.listen.port or there.listen
                     raise UsageError(
-                        f"{forward.listen} leads to {there.target or 'SOCKS'} already, in the tunnel '{other.name}'",
+                        f"{forward.listen} leads to {there.target or 'SOCKS'} already, in tunnel '{other.name}'",
                         f"use another port, or first: holdfast down {other.name} {end}",
                     )
 
@@ -235,7 +236,8 @@ class Keeper:
                 steady = event is LinkEvent.LOST and now - link.up_at > STEADY
                 link.failures = 1 if steady else link.failures + 1
         link.trouble = trouble or link.trouble
-        if link.state not in (LinkState.UP, LinkState.STALLED):
+        link.is_restored = link.is_restored and link.state is LinkState.CONNECTING
+        if event in (LinkEvent.LOST, LinkEvent.RETRYABLE, LinkEvent.LOGIN_NEEDED, LinkEvent.HOPELESS):
             for forward in link.forwards:
                 forward.lost()
         for action in actions:
@@ -276,12 +278,16 @@ class Keeper:
         for watcher in self._watchers:
             watcher.set()
 
-    async def _restore(self) -> None:
+    async def restore(self) -> None:
+        """Reads what was wanted, and ends masters that nobody knows. Before `run`."""
         saved, self.notice = await asyncio.to_thread(journal.load)
         if self.notice:
             print(f"keeper: {self.notice}", file=sys.stderr, flush=True)
         known = {master.socket for master in saved.masters}
-        if any(path.with_suffix("").as_posix() not in known for path in paths.masters_dir().iterdir()):
+        # When the file could not be read, whatever runs goes on: somebody may be working over it.
+        if not self.notice and any(
+            path.with_suffix("").as_posix() not in known for path in paths.masters_dir().iterdir()
+        ):
             await asyncio.to_thread(processes.end_left_over_masters, paths.masters_dir(), known)
         for master in saved.masters:
             link = self._link_to(master.host, master.options)
@@ -296,8 +302,7 @@ class Keeper:
             tunnel.link.environment = record.environment
             tunnel.link.forwards += tunnel.forwards
             self.tunnels[record.name] = tunnel
-        for link in self._links.values():
-            self._apply(link, LinkEvent.WANTED if link.forwards else LinkEvent.UNWANTED)
+            tunnel.link.is_restored = True
         self._saved = saved
 
     async def _save(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -71,6 +72,8 @@ class Link:
     attempt: Attempt | None = None
     # The ending of an attempt before this one, which the next waits for.
     releasing: asyncio.Task[None] | None = None
+    # The keeper has just started, and doesn't know yet whether its master still lives.
+    is_restored: bool = False
     # When it was last proven, on the loop's clock.
     up_at: float = 0.0
     # Our master's socket, and the user's ControlPath that leads to it; from the journal after a restart.
@@ -165,6 +168,7 @@ class Attempt:
             self._unlink()
             for forward in forwards:
                 await forwarding.close_forward(self.master, forward)
+                forward.lost()
             await master.end(self.master)
             self.master = self.link.socket = None
 
@@ -201,19 +205,28 @@ class Attempt:
         return found
 
     async def _log_in(self, settings: Settings) -> Master:
+        """A new master: without a question where nobody is at a terminal, else in that terminal."""
         link = self.link
-        baseline = await master.settings(link.host, ("-F", "none"), environment_with(link.environment))
-        ours = preferences(settings, baseline, has_aes=processor_has_aes())
+        environment = environment_with(link.environment)
+        baseline = await master.settings(link.host, ("-F", "none"), environment)
+        build = functools.partial(
+            command.master,
+            link.host,
+            link.options,
+            defaults=preferences(settings, baseline, has_aes=processor_has_aes()),
+            unknown=baseline.lacks(command.RECENT),
+        )
+        socket, log = master.new_socket()
         if not link.terminals:
             try:
-                return await master.start(link.host, link.options, environment_with(link.environment), ours)
+                return await master.start(
+                    build(socket, log, in_terminal=False), socket, log, link.host, environment
+                )
             except LoginFailed as failure:
                 # A person may have come to a terminal meanwhile.
                 if failure.trouble.remedy is not Remedy.LOGIN or not link.terminals:
                     raise
-        socket, log = master.new_socket()
-        argv = command.master(link.host, link.options, socket, log, in_terminal=True, defaults=ours)
-        status = await link.terminals[0].log_in(argv, log)
+        status = await link.terminals[0].log_in(build(socket, log, in_terminal=True), log)
         return await master.after_terminal_login(socket, status, link.host)
 
     async def _prove(self) -> None:
@@ -253,7 +266,10 @@ class Attempt:
         assert self.master is not None
         if not self.master.ours:
             return Trouble("the master that you started yourself has ended", "", Remedy.RETRY)
-        return diagnose(self.master.read_log(self._log_start), self.link.host)._replace(remedy=Remedy.RETRY)
+        last_words = self.master.read_log(self._log_start)
+        if not last_words.strip():
+            return Trouble("its ssh process was ended, by `ssh -O exit` or a signal", "", Remedy.RETRY)
+        return diagnose(last_words, self.link.host)._replace(remedy=Remedy.RETRY)
 
     def _unlink(self) -> None:
         assert self.master is not None

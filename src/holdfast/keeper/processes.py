@@ -71,14 +71,18 @@ def _listening() -> Iterator[tuple[str, int, int | None]]:
     """The address, port and pid of every listener that the system shows us."""
     try:
         for end in psutil.net_connections("tcp"):
-            if end.status == psutil.CONN_LISTEN:
-                yield end.laddr.ip, end.laddr.port, end.pid
+            if end.status == psutil.CONN_LISTEN and end.laddr:
+                yield end.laddr[0], end.laddr[1], end.pid
     except psutil.AccessDenied:  # macOS shows only one's own, one process at a time
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                for own in process.net_connections("tcp"):
-                    if own.status == psutil.CONN_LISTEN:
-                        yield own.laddr.ip, own.laddr.port, process.pid
+                yield from _listening_of(process)
+
+
+def _listening_of(process: psutil.Process) -> Iterator[tuple[str, int, int | None]]:
+    for end in process.net_connections("tcp"):
+        if end.status == psutil.CONN_LISTEN and end.laddr:
+            yield end.laddr[0], end.laddr[1], process.pid
 
 
 def _named(pid: int | None) -> Holder:

@@ -64,6 +64,7 @@ async def _serve(lock: int, stay: bool, ready: Callable[[], None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     keeper = Keeper()
+    await keeper.restore()
     server = _Server(keeper, stop)
     listener = await _listen(path, server)
     os.ftruncate(lock, 0)

@@ -61,7 +61,7 @@ class Tunnel:
 
     def tell_change(self) -> None:
         """Writes a new state to the log, with its reason."""
-        reason, _ = self._reason()
+        reason, _ = self._reason() if self.state is not LinkState.CONNECTING else ("", "")
         told = f"{self.state}: {reason}" if reason else str(self.state)
         if told != self.told:
             if self._span(self.told.partition(":")[0]) != self._span(self.state):

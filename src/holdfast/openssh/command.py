@@ -6,11 +6,13 @@ The order of options matters to ssh: the first value given for an option wins.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-# Options that older clients don't know, so that naming them is no error there.
-_MAYBE_UNKNOWN = "ForkAfterAuthentication,LogVerbose,RemoteCommand,SessionType,StdinNull"
+# Options that came after the oldest ssh that we support. `ssh -G` prints those that it knows; naming the others in
+# IgnoreUnknown would undo the user's own IgnoreUnknown.
+RECENT = ("ForkAfterAuthentication", "LogVerbose", "SessionType", "StdinNull")
+
 # Makes ssh log, at any level, the lines that tell why a server hung up early (its version, what it sent before
 # the banner) and the fingerprint of the key it offered.
 _LOG_VERBOSE = "kex.c:kex_exchange_identification():*,sshconnect.c:verify_host_key():*"
@@ -30,52 +32,45 @@ def master(
     *,
     in_terminal: bool,
     defaults: Mapping[str, str],
+    unknown: Collection[str] = (),
 ) -> list[str]:
     """The command that starts a master for `host` with its control socket at `socket`.
 
     `in_terminal`: ssh asks its questions there and goes into the background once logged in (-f). Otherwise it
     never asks (BatchMode), stays a child, and prints `READY` on stdout once its socket is there.
     `options` are the user's own (-F, -o, -p, -i, -J, -l) and win over all of ours that are a matter of taste;
-    `defaults` is what we prefer where the user's configuration says nothing (see `preferences`).
+    `defaults` is what we prefer where the user's configuration says nothing (see `preferences`);
+    `unknown` are those of `RECENT` that this ssh doesn't know.
     """
     ours = [
-        ("IgnoreUnknown", _MAYBE_UNKNOWN),
         ("ControlMaster", "yes"),
         # Otherwise a ControlPersist in the user's file makes the master daemonize, and end when it is idle.
         ("ControlPersist", "no"),
-        ("ForkAfterAuthentication", "no"),
-        ("StdinNull", "no"),
         ("SessionType", "none"),
         # The user's forward lines are ours to open, over the control socket, where each answer is seen.
         ("ClearAllForwardings", "yes"),
         ("ExitOnForwardFailure", "no"),
         ("RemoteCommand", "none"),
         ("GatewayPorts", "no"),
-        ("LogLevel", "VERBOSE"),
-        ("LogVerbose", _LOG_VERBOSE),
     ]
     if in_terminal:
-        ours = [(name, value) for name, value in ours if name not in ("ForkAfterAuthentication", "StdinNull")]
-        ours.append(("PermitLocalCommand", "no"))
+        # The log is shown to the person while they log in: no more than ssh itself would say.
+        ours += [("PermitLocalCommand", "no"), ("LogLevel", "INFO")]
     else:
         ours += [
+            ("ForkAfterAuthentication", "no"),
+            ("StdinNull", "no"),
             ("BatchMode", "yes"),
             ("PermitLocalCommand", "yes"),
             ("LocalCommand", f"echo {READY.decode()}"),
+            ("LogLevel", "VERBOSE"),
+            ("LogVerbose", _LOG_VERBOSE),
         ]
-    flags = [
-        "-M",
-        "-N",
-        "-T",
-        "-x",
-        "-a",
-        *(["-f"] if in_terminal else []),
-        "-S",
-        str(socket).replace("%", "%%"),
-        "-E",
-        str(log),
-    ]
-    return ["ssh", *flags, *_o(ours), *options, *_o(defaults.items()), "--", host]
+    known = [(name, value) for name, value in ours if name not in unknown]
+    flags = ["-f"] if in_terminal else []
+    where = ["-S", str(socket).replace("%", "%%"), "-E", str(log)]
+    words = ["ssh", "-M", "-N", "-T", "-x", "-a", *flags, *where]
+    return [*words, *_o(known), *options, *_o(defaults.items()), "--", host]
 
 
 def show_settings(host: str, options: Sequence[str]) -> list[str]:

@@ -606,7 +606,6 @@ _LOST = (
     _Rule(r"Connection reset by", "the connection to {server} was reset", "", _RETRY),
     _Rule(r"Connection to .+ timed out", "{server} stopped answering", "", _RETRY),
     _Rule(r"Disconnecting .+?: (?P<why>[^:]+)$", "ssh gave up the connection to {server}: {why}", "", _RETRY),
-    _Rule(r"Killed by signal (?P<number>\d+)", "ssh was ended from outside, by signal {number}", "", _RETRY),
 )
 
 _LOGIN_FAILED = (
@@ -662,6 +661,7 @@ _PROXY_SILENT = (
 
 _NOISE = re.compile(
     r"debug: |Authenticated |Transferred: |Bytes per second: |Warning: |\*\* |@|usage: |\[|Disconnected from "
+    r"|Killed by signal "
 )
 
 
@@ -675,7 +675,7 @@ def diagnose(log: str, host: str) -> Trouble:
     if proxy is not None:
         return _proxy_trouble(proxy, host) or _matched(_PROXY_SILENT, lines, host, host) or _unknown(lines, host)
     if login < 0:
-        return _matched(_LOGIN_FAILED, lines, host, host) or _unknown(lines, host)
+        return _matched((*_LOGIN_FAILED, *_LOST), lines, host, host) or _unknown(lines, host)
     # A jump host's login may be logged too, so the login to the host itself may still have failed.
     found = _matched((*_LOST, *_LOGIN_FAILED), lines, host, host)
     return found or _unknown(lines, host)._replace(remedy=Remedy.RETRY)
@@ -687,7 +687,7 @@ def refusal(log: str) -> Refusal:
     UNKNOWN is also what a server leaves unsaid: a remote forward that it forbids or that finds its port taken
     there, and a Unix socket that is not there, or that it forbids.
     """
-    for line in map(_clean, reversed(log.split("\n"))):
+    for line in map(_clean, reversed(log.split("\n")[-_LAST_LINES:])):
         if re.match(r"(?:\w+: )?(?:Warning: |Error: )?remote (?:port|stream\w*) forwarding failed", line):
             return Refusal.UNKNOWN
         refused = re.match(r"channel \d+: open failed: (.*)", line)
@@ -773,15 +773,17 @@ def _unknown(lines: list[str], host: str) -> Trouble:
 
 def _proxy_lines(lines: list[str]) -> list[str] | None:
     """What the jump host's ssh or the ProxyCommand wrote, if that ended and the host never answered."""
-    if any(re.match(_GREETED, line) for line in lines):
+    ended = [re.match(_PIPE_ENDED, line) is not None for line in lines]
+    if not any(ended) or any(re.match(_GREETED, line) for line in lines):
         return None
-    left = lines
-    while left and re.match(_PIPE_ENDED, left[-1]):
-        left = left[:-1]
-        # That ssh's own account of it; one before this is the next jump host's.
-        if left and "_exchange_identification: " in left[-1]:
-            left = left[:-1]
-    return None if left is lines else [line for line in left if not line.startswith(_FORCED)]
+    return [
+        line
+        for line, is_end, before_end in zip(lines, ended, [*ended[1:], False], strict=True)
+        # The line before the end is the same ssh's own account of it.
+        if not is_end
+        and not (before_end and "_exchange_identification: " in line)
+        and not line.startswith(_FORCED)
+    ]
 
 
 def _proxy_trouble(lines: list[str], host: str) -> Trouble | None:

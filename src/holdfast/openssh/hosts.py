@@ -26,6 +26,6 @@ def _names(config: Path, depth: int) -> Iterator[str]:
             yield from (word for word in words if not set(word) & set("*?!"))
         elif keyword.lower() == "include" and depth < _DEEPEST:
             for pattern in words:
-                where = Path(pattern).expanduser()
-                for path in glob.glob(str(where if where.is_absolute() else Path.home() / ".ssh" / where)):
+                where = Path.home() / ".ssh" / Path(pattern).expanduser()  # an absolute pattern stays itself
+                for path in glob.glob(str(where)):  # noqa: PTH207 - Path.glob takes no absolute pattern
                     yield from _names(Path(path), depth + 1)

@@ -90,15 +90,11 @@ async def settings(host: str, options: Sequence[str], environment: Mapping[str, 
     return Settings(printed)
 
 
-async def start(
-    host: str, options: Sequence[str], environment: Mapping[str, str], defaults: Mapping[str, str]
-) -> Master:
-    """Starts a master that asks no questions. Raises LoginFailed with ssh's reason.
+async def start(argv: Sequence[str], socket: Path, log: Path, host: str, environment: Mapping[str, str]) -> Master:
+    """Runs `argv` (see command.master), a master for `host` that asks no questions. Raises LoginFailed.
 
     Ready is what ssh says itself, through LocalCommand, once it is logged in and its socket is there.
     """
-    socket, log = new_socket()
-    argv = command.master(host, options, socket, log, in_terminal=False, defaults=defaults)
     with log.open("ab") as stderr:
         try:
             process = subprocess.Popen(  # noqa: ASYNC220 - returns once ssh runs; its output is awaited

@@ -7,7 +7,7 @@ default, so a setting counts as the user's own when it differs from what `ssh -F
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from holdfast.errors import UsageError
@@ -30,6 +30,10 @@ class Settings:
     def get(self, key: str) -> str:
         """The first value of `key` (in lower case, as -G prints it), or ''."""
         return self._values.get(key, [""])[0]
+
+    def lacks(self, options: Iterable[str]) -> list[str]:
+        """Those of `options` that this ssh doesn't know."""
+        return [option for option in options if option.lower() not in self._values]
 
     @property
     def control_path(self) -> Path | None:
