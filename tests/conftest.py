@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -75,6 +82,28 @@ def environment(home: Path) -> Mapping[str, str]:
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+def tunnel(result: "subprocess.CompletedProcess[str]") -> dict[str, Any]:
+    """The one tunnel that a command printed with --json."""
+    (found,) = json.loads(result.stdout)["tunnels"]
+    return dict(found)
+
+
+def get(port: int, path: str = "/", host: str = "127.0.0.1") -> bytes:
+    """What an HTTP server here answers to GET."""
+    address = f"[{host}]" if ":" in host else host
+    with urllib.request.urlopen(f"http://{address}:{port}{path}", timeout=20) as response:
+        return bytes(response.read())
+
+
+def is_open(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether something listens on the port."""
+    try:
+        socket.create_connection((host, port), 2).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
 @pytest.fixture
 def holdfast(environment: Mapping[str, str], home: Path) -> Iterator[Run]:
     """Runs the real command as a user would; ends the keeper and every master it left when the test is over."""
@@ -109,3 +138,40 @@ def kill_keeper(home: Path) -> Callable[[], None]:
         wait_for(lambda: not _keepers(home), "the keeper to be gone", 5)
 
     return kill
+
+
+class Web(ThreadingHTTPServer):
+    """A service on the far side: `/` says hello, `/big` sends `BIG` bytes, slowly enough to be interrupted."""
+
+    BIG = 20_000_000
+
+    def __init__(self, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), _WebHandler)
+        self.port = self.server_address[1]
+
+
+class _WebHandler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        if self.path == "/big":
+            for _ in range(200):
+                self.wfile.write(b"x" * (Web.BIG // 200))
+                time.sleep(0.005)
+        else:
+            self.wfile.write(b"hello")
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    """A running `Web`."""
+    server = Web()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()

@@ -186,7 +186,7 @@ def _spawn() -> None:
         try:
             with paths.keeper_log().open("ab") as log:
                 # -P: a folder named `holdfast` where the user happens to be must not be imported.
-                subprocess.Popen(
+                process = subprocess.Popen(
                     [sys.executable, "-P", "-m", "holdfast.keeper", "--ready", str(told)],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
@@ -195,6 +195,7 @@ def _spawn() -> None:
                     pass_fds=[told],
                     start_new_session=True,
                 )
+                process.returncode = 0  # it outlives this command: no warning that nobody waits for it
         finally:
             os.close(told)
         if not select.select([answer], [], [], START)[0]:

@@ -139,7 +139,8 @@ def parse_address(text: str) -> Address:
     host, colon, port = text.rpartition(":")
     if not colon:
         raise UsageError(f"'{text}' is not an address", "write it as host:port or /path")
-    return Address(_host(host.removeprefix("[").removesuffix("]"), text), _port(port, text))
+    host = host.removeprefix("[").removesuffix("]")
+    return Address(host if host == "*" else _host(host, text), _port(port, text))
 
 
 def _fields(text: str, kind: Kind) -> list[str]:

@@ -28,7 +28,7 @@ from holdfast.control import (
     encode_error,
 )
 from holdfast.errors import HoldfastError, KeeperError, UsageError
-from holdfast.forward import Forward, Kind
+from holdfast.forward import Kind
 from holdfast.keeper import forwarding
 from holdfast.keeper.journal import SavedTunnel
 from holdfast.keeper.keeper import DEFAULT_FORWARD, Keeper
@@ -38,6 +38,7 @@ from holdfast.openssh import master
 from holdfast.openssh.control_socket import peer_uid
 from holdfast.openssh.diagnose import Remedy, Trouble
 from holdfast.openssh.master import LoginFailed
+from holdfast.openssh.settings import Settings
 from holdfast.version import __version__
 
 # Seconds that a client may take to say what it wants.
@@ -138,8 +139,11 @@ class Conversation:
         check_options(request.options)
         asked = [decode_forward(fields) for fields in request.forwards]
         found = await self._keeper.ask(lambda: self._keeper.find(request))
-        forwards = asked or await self._usual_forwards(found, request)
         known = self._keeper.tunnels.get(found.name)
+        forwards = asked or [pair.asked for pair in found.forwards]
+        if known is None:
+            settings = await _settings(found, request)
+            forwards = forwards or list(settings.local_forwards()) or [DEFAULT_FORWARD]
         for forward in forwards:
             if not forward.listen.is_loopback and forward.kind is not Kind.REMOTE and not request.expose:
                 raise UsageError(
@@ -160,14 +164,6 @@ class Conversation:
             raise
         await _prove([tunnel])
         return [tunnel.status()]
-
-    async def _usual_forwards(self, found: SavedTunnel, request: Up) -> list[Forward]:
-        """For a tunnel with no forward named: those it had, else the host's LocalForward lines, else 8888."""
-        if found.forwards:
-            return [pair.asked for pair in found.forwards]
-        environment = environment_with(request.environment)
-        settings = await master.settings(found.host, found.options, environment)
-        return list(settings.local_forwards()) or [DEFAULT_FORWARD]
 
     async def _down(self, request: Down) -> list[TunnelStatus]:
         names = tuple(self._keeper.tunnels) if request.everything else request.names
@@ -229,3 +225,11 @@ async def _prove(tunnels: list[Tunnel]) -> None:
     if attempts:
         await asyncio.gather(*(attempt.prove() for attempt in attempts))
         await asyncio.gather(*(attempt.look_again() for attempt in attempts))
+
+
+async def _settings(found: SavedTunnel, request: Up) -> Settings:
+    """What ssh would use. Raises UsageError for a mistake in the user's configuration or options."""
+    try:
+        return await master.settings(found.host, found.options, environment_with(request.environment))
+    except LoginFailed as failure:
+        raise UsageError(failure.message, failure.hint) from None

@@ -24,6 +24,13 @@ OPENING = 10.0
 PROBE = 5.0
 
 
+# sshd doesn't say which it is (PROTOCOL.mux, and "remote port forwarding failed" in the log for all of them).
+_REMOTE_HINT = (
+    "its sshd may forbid it (AllowTcpForwarding, PermitListen), or something has the port over there, "
+    "perhaps a dead connection of yours; it is tried again"
+)
+
+
 @dataclass(slots=True, eq=False)
 class OpenForward:
     """A forward of a tunnel, and what was last found out about it. `asked` is what the person wrote."""
@@ -65,14 +72,13 @@ async def open_forward(
     for listen in forward.forward.listeners:
         if listen in forward.listening:
             continue
-        start = master.log_size()
         if listen.path and forward.forward.kind is not Kind.REMOTE:
             remove_stale_socket(Path(listen.path))
         try:
             chosen = await master.control.open_forward(forward.forward, listen, OPENING)
-        except ForwardRefused as refused:
+        except ForwardRefused:
             if forward.forward.kind is Kind.REMOTE:
-                _explain_remote_refusal(forward, host, refused, master.read_log(start))
+                forward.found(ForwardState.REFUSED, f"{host} refuses to listen on {listen}", _REMOTE_HINT)
                 return
             if await _explain_local_refusal(forward, listen, master):
                 continue
@@ -187,22 +193,6 @@ async def _stays_open(listen: Address, round_trip: Callable[[], Awaitable[object
             return True
         except OSError:
             return False
-
-
-def _explain_remote_refusal(forward: OpenForward, host: str, refused: ForwardRefused, log: str) -> None:
-    listen = forward.forward.listen
-    if refusal(log) is Refusal.FORBIDDEN:
-        forward.found(
-            ForwardState.REFUSED,
-            f"the sshd of {host} forbids remote forwards",
-            "ask its administrator about AllowTcpForwarding, or your key's options",
-        )
-    else:
-        forward.found(
-            ForwardState.REFUSED,
-            f"{host} can't listen on {listen} ({refused.message})",
-            "another program may have it over there, or a connection of yours that died: it is tried again",
-        )
 
 
 async def _explain_local_refusal(forward: OpenForward, listen: Address, master: Master) -> bool:

@@ -74,8 +74,11 @@ def master(
 
 
 def show_settings(host: str, options: Sequence[str]) -> list[str]:
-    """The command that prints the settings ssh would use for `host` (-G)."""
-    return ["ssh", *options, "-G", "--", host]
+    """The command that prints the settings ssh would use for a master to `host` (-G).
+
+    -N as for the master itself: `Match sessiontype` sees it, and ForkAfterAuthentication wants it.
+    """
+    return ["ssh", "-N", *options, "-G", "--", host]
 
 
 def parse_version(printed: str) -> tuple[int, int] | None:

@@ -86,7 +86,7 @@ async def settings(host: str, options: Sequence[str], environment: Mapping[str, 
     """What ssh would use for `host`. Raises LoginFailed when the user's configuration has a mistake."""
     status, printed, errors = await _run(command.show_settings(host, options), environment, SETTINGS)
     if status != 0:
-        raise LoginFailed(diagnose(errors, host))
+        raise LoginFailed(diagnose(errors, host)._replace(remedy=Remedy.NONE))
     return Settings(printed)
 
 
