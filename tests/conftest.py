@@ -82,7 +82,7 @@ def environment(home: Path) -> Mapping[str, str]:
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-def tunnel(result: "subprocess.CompletedProcess[str]") -> dict[str, Any]:
+def tunnel(result: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     """The one tunnel that a command printed with --json."""
     (found,) = json.loads(result.stdout)["tunnels"]
     return dict(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import shutil
@@ -11,6 +12,8 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+import psutil
 
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
 
@@ -109,20 +112,18 @@ class Sshd:
     def process_ended(self) -> bool:
         return self.process is None or self.process.poll() is not None
 
-    def children(self) -> list[int]:
-        """The pids of the sshd processes that serve connections."""
+    def descendants(self) -> list[int]:
+        """The pids of all that serve its connections: sshd processes and what they run."""
         assert self.process is not None
-        listing = subprocess.run(
-            ["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True, check=False
-        )
-        return [int(pid) for pid in listing.stdout.split()]
+        return [child.pid for child in psutil.Process(self.process.pid).children(recursive=True)]
 
     def stop(self) -> None:
         """Ends the listener and every connection, at once."""
         if self.process is None:
             return
-        for pid in self.children():
-            os.kill(pid, signal.SIGKILL)
+        for pid in self.descendants():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self.process.kill()
         self.process.wait(10)
         self.process = None

@@ -26,7 +26,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast.openssh import diagnose as module
+from holdfast.openssh import endings
 from holdfast.openssh.command import READY, master
 from holdfast.openssh.diagnose import Refusal, Remedy, Trouble, diagnose, refusal
 from tests.sshd import Sshd, free_port, make_key, wait_for
@@ -122,7 +122,7 @@ def sshd(sshd: Sshd) -> Iterator[Sshd]:
 
 def let_go(server: Sshd) -> None:
     """Waits until the server has seen its connections end."""
-    wait_for(lambda: not server.children(), "sshd to be done with its connections")
+    wait_for(lambda: not server.descendants(), "sshd to be done with its connections")
 
 
 def restart(server: Sshd, *options: str) -> None:
@@ -306,6 +306,15 @@ def test_what_can_not_be_ssh_is_told(client: Sshd, peer: Peer) -> None:
     port = peer(say(b"x" * 10_000 + b"\r\n"))
     assert fail(client, "-p", str(port)) == Trouble(
         "lab doesn't answer like an SSH server: invalid format", CHECK_PORT, Remedy.RETRY_LATER
+    )
+
+
+def test_what_says_something_before_what_can_not_be_ssh_is_told_in_its_words(client: Sshd, peer: Peer) -> None:
+    port = peer(say(b"220 mail.example ESMTP\r\n" + b"x" * 10_000 + b"\r\n"))
+    assert fail(client, "-p", str(port)) == Trouble(
+        "lab doesn't answer like an SSH server: it said '220 mail.example ESMTP'",
+        CHECK_PORT,
+        Remedy.RETRY_LATER,
     )
 
 
@@ -792,7 +801,8 @@ def test_a_proxy_command_that_ends_without_a_word_is_told(client: Sshd) -> None:
 def test_a_proxy_command_that_hangs_is_told(client: Sshd, peer: Peer) -> None:
     port = peer(lambda connection: None)
     client.configure(
-        f"ProxyCommand {sys.executable} -c \"import socket; socket.create_connection(('127.0.0.1', {port})).recv(1)\""
+        f"ProxyCommand {sys.executable} -c "
+        f"\"import socket; socket.create_connection(('127.0.0.1', {port})).recv(1)\""
     )
     assert fail(client, "-o", "ConnectTimeout=1") == Trouble(
         "nothing came through the jump host or ProxyCommand in time", "check your network or VPN", Remedy.RETRY
@@ -804,7 +814,7 @@ def test_a_proxy_command_that_hangs_is_told(client: Sshd, peer: Peer) -> None:
 
 def test_a_connection_that_the_server_closes_is_told(sshd: Sshd) -> None:
     def end() -> None:
-        for pid in sshd.children():
+        for pid in sshd.descendants():
             os.kill(pid, signal.SIGKILL)
 
     assert lose(sshd, end) == Trouble("lab closed the connection", "", Remedy.RETRY)
@@ -814,7 +824,7 @@ def test_a_server_that_stops_answering_is_told(sshd: Sshd) -> None:
     stopped: list[int] = []
 
     def stop() -> None:
-        stopped.extend(sshd.children())
+        stopped.extend(sshd.descendants())
         for pid in stopped:
             os.kill(pid, signal.SIGSTOP)
 
@@ -846,7 +856,6 @@ def test_a_connection_that_is_reset_is_told(sshd: Sshd, peer: Peer) -> None:
         Trouble("the connection to lab was lost: broken pipe", "", Remedy.RETRY),
         Trouble("the connection to lab was lost: connection reset by peer", "", Remedy.RETRY),
         Trouble("the connection to lab was reset", "", Remedy.RETRY),
-        Trouble("lab closed the connection", "", Remedy.RETRY),
     )
 
 
@@ -856,19 +865,32 @@ def _pump(source: socket.socket, sink: socket.socket) -> None:
             sink.sendall(data)
 
 
-def test_a_control_path_that_is_too_long_is_told(sshd: Sshd) -> None:
-    control = sshd.home / ("c" * (91 - len(str(sshd.home)) - 1))
-    log = sshd.home / "master.log"
+def fail_after_login(server: Sshd, control: Path) -> Trouble:
+    log = server.home / "master.log"
     with log.open("ab") as errors:
-        command = _command(sshd, (), "lab", control)
+        command = _command(server, (), "lab", control)
         ended = subprocess.run(
             command, stdin=subprocess.DEVNULL, stderr=errors, start_new_session=True, timeout=20, check=False
         )
     assert ended.returncode == 255
-    assert diagnose(log.read_text(), "lab") == Trouble(
+    return diagnose(log.read_text(), "lab")
+
+
+def test_a_control_path_that_is_too_long_is_told(sshd: Sshd) -> None:
+    control = sshd.home / ("c" * (91 - len(str(sshd.home)) - 1))
+    assert fail_after_login(sshd, control) == Trouble(
         f"the control socket's path is too long: {control}",
         "set HOLDFAST_RUNTIME_DIR to a shorter directory",
         Remedy.NONE,
+    )
+
+
+def test_a_control_socket_that_can_not_be_made_is_told(sshd: Sshd) -> None:
+    control = sshd.home / "none" / "ctl"
+    assert fail_after_login(sshd, control) == Trouble(
+        f"the control socket {control} can't be made: no such file or directory",
+        "check that its directory is there, is yours and has room",
+        Remedy.RETRY_LATER,
     )
 
 
@@ -949,7 +971,8 @@ NEW_FORMAT = (
             ),
         ),
         (  # 8.0 to 9.4
-            "kex_exchange_identification: read: Connection reset by peer\r\nConnection reset by 10.0.0.1 port 22\r\n",
+            "kex_exchange_identification: read: Connection reset by peer\r\n"
+            "Connection reset by 10.0.0.1 port 22\r\n",
             Trouble("lab closed the connection before saying anything", MAYBE_PATIENCE, Remedy.RETRY_MUCH_LATER),
         ),
         (  # 10.5, turned away by a penalty
@@ -965,7 +988,8 @@ NEW_FORMAT = (
             Trouble("lab stopped answering during the login", "check your network or VPN", Remedy.RETRY_LATER),
         ),
         (  # 8.0: no "from agent", no key
-            "sign_and_send_pubkey: signing failed: agent refused operation\nme@lab: Permission denied (publickey).",
+            "sign_and_send_pubkey: signing failed: agent refused operation\n"
+            "me@lab: Permission denied (publickey).",
             Trouble("the key couldn't be used: agent refused operation", ASK_AGENT, Remedy.LOGIN),
         ),
         (
@@ -1003,10 +1027,10 @@ NEW_FORMAT = (
             ),
         ),
         (
-            NEW_FORMAT
-            + "Your account has expired; please contact your system administrator.\nConnection closed by 10.0.0.1 port 22\n",
+            NEW_FORMAT + "Your account has expired; please contact your administrator.\n"
+            "Connection closed by 10.0.0.1 port 22\n",
             Trouble(
-                "lab has closed your account: 'Your account has expired; please contact your system administrator.'",
+                "lab has closed your account: 'Your account has expired; please contact your administrator.'",
                 "ask its administrator",
                 Remedy.NONE,
             ),
@@ -1020,10 +1044,11 @@ NEW_FORMAT = (
             ),
         ),
         (
-            NEW_FORMAT
-            + '"System is going down. Unprivileged users are not permitted to log in anymore."\nConnection closed by 10.0.0.1 port 22\n',
+            NEW_FORMAT + '"System is going down. Unprivileged users are not permitted to log in anymore."\n'
+            "Connection closed by 10.0.0.1 port 22\n",
             Trouble(
-                "lab lets nobody log in just now: 'System is going down. Unprivileged users are not permitted to log in anymore.'",
+                "lab lets nobody log in just now: "
+                "'System is going down. Unprivileged users are not permitted to log in anymore.'",
                 "wait until it is up, or ask its administrator",
                 Remedy.RETRY_LATER,
             ),
@@ -1034,7 +1059,8 @@ NEW_FORMAT = (
             Trouble("lab ended the login: 'Bye Bye'", VERBOSELY, Remedy.RETRY_LATER),
         ),
         (  # 8.0: no fingerprint, no offending file
-            "Host key for lab has changed and you have requested strict checking.\nHost key verification failed.\n",
+            "Host key for lab has changed and you have requested strict checking.\n"
+            "Host key verification failed.\n",
             Trouble("lab offers another host key than before", ASK_BEFORE + "ssh-keygen -R lab", Remedy.NONE),
         ),
         (
@@ -1049,7 +1075,8 @@ NEW_FORMAT = (
             "Server host key ssh-rsa not in HostKeyAlgorithms",
             Trouble(
                 "lab has a host key of a kind that your ssh doesn't accept: ssh-rsa",
-                "have the server updated; as a last resort put `HostKeyAlgorithms +ssh-rsa` into its block in ssh_config",
+                "have the server updated; as a last resort put `HostKeyAlgorithms +ssh-rsa` "
+                "into its block in ssh_config",
                 Remedy.NONE,
             ),
         ),
@@ -1076,7 +1103,8 @@ NEW_FORMAT = (
             Trouble("the jump host or ProxyCommand gave no connection to lab", VERBOSELY, Remedy.RETRY_MUCH_LATER),
         ),
         (  # a jump host that closes before its banner
-            "kex_exchange_identification: Connection closed by remote host\nConnection closed by 10.0.0.1 port 22\n"
+            "kex_exchange_identification: Connection closed by remote host\n"
+            "Connection closed by 10.0.0.1 port 22\n"
             "kex.c:kex_exchange_identification():1383 (pid=9): Connection closed by remote host\n"
             "Connection closed by UNKNOWN port 65535\n",
             Trouble(
@@ -1090,8 +1118,8 @@ NEW_FORMAT = (
             Trouble("the ProxyCommand can't be run: cloudflared: command not found", CHECK_PROXY, Remedy.NONE),
         ),
         (
-            LOGGED_IN
-            + "Connection to lab closed by remote host.\nTransferred: sent 1, received 2 bytes\nKilled by signal 1.\n",
+            LOGGED_IN + "Connection to lab closed by remote host.\n"
+            "Transferred: sent 1, received 2 bytes\nKilled by signal 1.\n",
             Trouble("lab closed the connection", "", Remedy.RETRY),
         ),
         (
@@ -1111,8 +1139,8 @@ NEW_FORMAT = (
             Trouble("lab ended the connection: 'Timeout, your session not responding.'", "", Remedy.RETRY),
         ),
         (
-            LOGGED_IN
-            + "Bad packet length 4.\nssh_dispatch_run_fatal: Connection to 10.0.0.1 port 22: Connection corrupted\n",
+            LOGGED_IN + "Bad packet length 4.\n"
+            "ssh_dispatch_run_fatal: Connection to 10.0.0.1 port 22: Connection corrupted\n",
             Trouble("the connection to lab was lost: connection corrupted", "", Remedy.RETRY),
         ),
         (
@@ -1128,6 +1156,29 @@ NEW_FORMAT = (
             Trouble("lab accepts none of your keys for me@lab", CHECK_KEYS, Remedy.LOGIN),
         ),
         ("", Trouble("ssh ended without saying why", VERBOSELY, Remedy.RETRY_LATER)),
+        (
+            "Bad server host key: unknown or unsupported key type",
+            Trouble(
+                "lab offers a bad host key: unknown or unsupported key type", "ask its administrator", Remedy.NONE
+            ),
+        ),
+        (
+            "Unable to negotiate with 10.0.0.1 port 22: no matching compression method found. Their offer: zlib",
+            Trouble(
+                "lab and your ssh share no compression method",
+                "see what your configuration allows with `ssh -G lab`",
+                Remedy.NONE,
+            ),
+        ),
+        ("Authentication failed.", Trouble("lab didn't let you in", CHECK_KEYS, Remedy.LOGIN)),
+        (
+            LOGGED_IN + "Connection to 10.0.0.1 port 22 timed out\n",
+            Trouble("lab stopped answering", "", Remedy.RETRY),
+        ),
+        (
+            LOGGED_IN + "Disconnecting 10.0.0.1 port 22: Packet corrupt\n",
+            Trouble("ssh gave up the connection to lab: packet corrupt", "", Remedy.RETRY),
+        ),
         (LOGGED_IN, Trouble("ssh ended without saying why", VERBOSELY, Remedy.RETRY)),
         (
             "something new\ndebug1: only noise\nWarning: this too\n",
@@ -1153,15 +1204,15 @@ def test_escape_sequences_of_a_server_never_reach_the_terminal() -> None:
 
 
 def test_a_hostile_file_name_stays_one_word_of_the_command() -> None:
-    log = 'Load key "/tmp/$(reboot)\'; reboot #": invalid format\nme@lab: Permission denied (publickey).\n'
+    log = 'Load key "/tmp/$(echo owned)\'; echo owned #": invalid format\nme@lab: Permission denied (publickey).\n'
     hint = diagnose(log, "lab").hint
     command = hint.removeprefix("check that it is a whole private key: ").replace("ssh-keygen", "printf '%s\\n'")
     words = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True).stdout.splitlines()
-    assert words == ["-y", "-f", "/tmp/$(reboot)'; reboot #"]
+    assert words == ["-y", "-f", "/tmp/$(echo owned)'; echo owned #"]
 
 
 def test_a_hostile_host_name_stays_one_word_of_the_command() -> None:
-    assert diagnose("", "a; reboot").hint == "see how far it gets with `ssh -v 'a; reboot'`"
+    assert diagnose("", "a; echo").hint == "see how far it gets with `ssh -v 'a; echo'`"
 
 
 EVIL = [
@@ -1221,7 +1272,7 @@ def test_any_text_gives_one_printable_line_and_a_hint(log: str, host: str) -> No
 
 
 def test_every_rule_has_what_its_words_name() -> None:
-    rules = (*module._LOGIN_FAILED, *module._LOST, *module._PROXY_NOT_RUN, *module._PROXY_SILENT)
+    rules = (*endings.LOGIN_FAILED, *endings.LOST, *endings.PROXY_NOT_RUN, *endings.PROXY_SILENT)
     assert len(rules) > 80
     for rule in rules:
         groups = {name for pattern in (rule.ending, *rule.because) for name in re.compile(pattern).groupindex}

@@ -191,7 +191,9 @@ def test_the_hint_for_a_host_and_port_alone_can_be_used_as_it_stands() -> None:
     assert parse(raised.value.hint.removeprefix("did you mean ")) == parse("80:db:80")
 
 
-@pytest.mark.xfail(strict=True, reason="forward.parse: the hint for '*:8888' is '8888:*:8888', which is refused too")
+@pytest.mark.xfail(
+    strict=True, reason="forward.parse: the hint for '*:8888' is '8888:*:8888', which is refused too"
+)
 def test_the_hint_for_every_address_and_a_port_alone_can_be_used_as_it_stands() -> None:
     with pytest.raises(UsageError) as raised:
         parse("*:8888")
@@ -205,7 +207,9 @@ def test_the_hint_for_empty_brackets_can_be_used_as_it_stands() -> None:
     assert parse(raised.value.hint.partition("or write ")[2]).listen == Address("*", 8888)
 
 
-@pytest.mark.xfail(strict=True, reason="forward.parse: an enormous text is quoted before it is known to be printable")
+@pytest.mark.xfail(
+    strict=True, reason="forward.parse: an enormous text is quoted before it is known to be printable"
+)
 def test_an_enormous_forward_of_control_characters_is_refused_in_one_printable_line() -> None:
     with pytest.raises(UsageError) as raised:
         parse("\x1b[2J\n" * LONGEST_SPEC)
@@ -219,38 +223,42 @@ def test_the_scope_of_an_ipv6_address_is_checked_like_a_name(scope: str) -> None
         parse(f"8888:[fe80::1%{scope}]:80")
 
 
+def attempt(text: str, kind: Kind) -> tuple[Forward | None, UsageError | None]:
+    try:
+        return parse(text, kind), None
+    except UsageError as error:
+        return None, error
+
+
 @given(st.text(), st.sampled_from(Kind))
 def test_any_text_is_a_forward_or_a_usage_error(text: str, kind: Kind) -> None:
-    try:
-        assert parse(text, kind).kind is kind
-    except UsageError as error:
-        assert error.hint
+    forward, error = attempt(text, kind)
+    assert (error and error.hint) or (forward and forward.kind is kind)
 
 
 # Texts made of what forwards are made of find more than letters do.
-PARTS = st.sampled_from(["8888", "0", "-1", "db", "::1", "[", "]", ":", "/x", "\\", "\\:", "*", "%", " ", "'", "é"])
+PARTS = st.sampled_from(
+    ["8888", "0", "-1", "db", "::1", "[", "]", ":", "/x", "\\", "\\:", "*", "%", " ", "'", "é"]
+)
 
 
 @given(st.lists(PARTS, max_size=12).map("".join), st.sampled_from(Kind))
 def test_any_text_made_of_a_forwards_parts_is_a_forward_or_a_printable_usage_error(text: str, kind: Kind) -> None:
-    try:
-        parse(text, kind)
-    except UsageError as error:
-        assert error.message.isprintable()
-        assert error.hint.isprintable()
+    _, error = attempt(text, kind)
+    assert error is None or (error.message + error.hint).isprintable()
 
 
-@given(st.text(alphabet="\\[]:/", max_size=LONGEST_SPEC))
-def test_backslashes_and_brackets_never_take_long(text: str) -> None:
-    with pytest.raises(UsageError):
-        parse(text)
+@pytest.mark.xfail(strict=True, reason="forward._fields: an escaped colon at a field's end counts as a colon")
+def test_a_socket_path_may_end_in_a_colon() -> None:
+    assert parse(r"8888:/run/a\:").target == Address(path="/run/a:")
 
 
 PORTS = st.integers(0, 65535)
 NAMES = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,60}", fullmatch=True)
 HOSTS = st.one_of(NAMES, st.ip_addresses(v=4).map(str), st.ip_addresses(v=6).map(str))
 PATHS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=25).map(lambda text: f"/{text}x")
-ADDRESSES = st.one_of(st.builds(Address, HOSTS, PORTS), st.builds(Address, path=PATHS))
+NO_PATH = st.just("")
+ADDRESSES = st.builds(Address, HOSTS, PORTS, NO_PATH) | PATHS.map(lambda path: Address(path=path))
 
 
 @given(ADDRESSES)
@@ -264,14 +272,15 @@ def test_an_address_written_out_is_a_target_that_parse_takes(host: str, port: in
     assert parse(f"8888:{target}") == Forward(Kind.LOCAL, HERE, target)
 
 
-@pytest.mark.xfail(strict=True, reason="forward.parse_address refuses '*', so no forward with --expose survives")
 @pytest.mark.parametrize("kind", Kind)
 def test_a_listening_end_on_every_address_reads_back_as_itself(kind: Kind) -> None:
     listen = parse("*:8888" if kind is Kind.DYNAMIC else "*:8888:db:80", kind).listen
     assert parse_address(str(listen)) == listen
 
 
-@pytest.mark.parametrize("text", ["", "8888", "db", "db:", ":80", "db:0x50", "db:65536", "-db:80", "d b:80", "/x/"])
+@pytest.mark.parametrize(
+    "text", ["", "8888", "db", "db:", ":80", "db:0x50", "db:65536", "-db:80", "d b:80", "/x/"]
+)
 def test_what_is_not_an_address_is_refused_with_a_hint(text: str) -> None:
     with pytest.raises(UsageError) as raised:
         parse_address(text)

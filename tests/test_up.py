@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import getpass
 import json
 import socket
 import subprocess
@@ -418,3 +419,24 @@ def test_json_has_what_is_documented(holdfast: Run, sshd: Sshd, web: Web) -> Non
         0
     ].keys()
     assert {"kind", "listen", "target", "url", "state"} <= record["tunnels"][0]["forwards"][0].keys()
+
+
+def test_a_jump_host_is_gone_through(holdfast: Run, sshd: Sshd, web: Web) -> None:
+    with sshd.config.open("a") as config:
+        config.write(f"Host inner\n  HostName localhost\n  ProxyJump lab\n  Port {sshd.port}\n")
+        config.write(f"  HostKeyAlias [127.0.0.1]:{sshd.port}\n  User {getpass.getuser()}\n")
+        config.write(
+            f"  UserKnownHostsFile {sshd.known_hosts}\n  IdentityFile {sshd.user_key}\n  IdentityAgent none\n"
+        )
+    port = free_port()
+    up = holdfast("up", "-F", str(sshd.config), "inner", f"{port}:{web.port}")
+    assert up.returncode == 0, up.stderr
+    assert get(port) == b"hello"
+
+
+def test_no_password_is_tried_on_a_jump_host_when_nobody_is_there(holdfast: Run, sshd: Sshd) -> None:
+    sshd.authorized_keys.write_text("")
+    up = holdfast("up", "-F", str(sshd.config), "-J", "lab", f"{getpass.getuser()}@localhost", f"{free_port()}:1")
+    assert up.returncode == 4
+    assert "the jump host failed" in up.stderr
+    assert "Failed password" not in sshd.log.read_text()

@@ -7,7 +7,10 @@ import click
 
 @click.command(short_help="see it work, with nothing but this machine")
 def demo() -> int:
-    """Shows the main job: an SSH server and a notebook on loopback, the tunnel up, its status, the tunnel down."""
-    from holdfast import demo as show
+    """Shows the main job, with an SSH server and a notebook on loopback in place of another machine.
 
-    return show.main()
+    It has a keeper of its own, in a temporary directory: your tunnels are not touched, and nothing is left.
+    """
+    from holdfast.demo import main
+
+    return main()

@@ -19,10 +19,11 @@ def main(words: list[str]) -> int:
 
     try:
         server.run(stay="--stay" in words, ready=lambda: tell("ready"))
-    except server.AlreadyRunning:
-        tell("ready")
     except HoldfastError as error:
-        tell(f"{error.message}\t{error.hint}")
+        if descriptor is None:
+            print(f"holdfast: {error.message}\nholdfast: hint: {error.hint}", file=sys.stderr)
+        else:
+            tell("ready" if isinstance(error, server.AlreadyRunning) else f"{error.message}\t{error.hint}")
         return error.exit_code
     return 0
 

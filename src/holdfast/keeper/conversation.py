@@ -43,7 +43,7 @@ from holdfast.version import __version__
 
 # Seconds that a client may take to say what it wants.
 PATIENCE = 10.0
-# Seconds that `status` gives a keeper that has just started to find its masters again.
+# Seconds that a keeper which has just started gets to find its masters again.
 ADOPTION = 5.0
 
 
@@ -120,6 +120,8 @@ class Conversation:
             self._login.set_exception(LoginFailed(trouble))
 
     async def _answer(self, request: Request) -> list[TunnelStatus]:
+        if isinstance(request, Down | Restart | Status):
+            await self._find_masters_again()
         match request:
             case Up():
                 return await self._up(request)
@@ -133,6 +135,15 @@ class Conversation:
                 return []
             case LoginEnded():
                 raise KeeperError("no login was asked for")
+
+    async def _find_masters_again(self) -> None:
+        """Gives a keeper that has just started the time to adopt what one before it left."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ADOPTION):
+                await self._keeper.wait_until(
+                    lambda: not any(tunnel.link.is_restored for tunnel in self._keeper.tunnels.values()),
+                    lambda: None,
+                )
 
     async def _up(self, request: Up) -> list[TunnelStatus]:
         check_host(request.host)
@@ -180,11 +191,6 @@ class Conversation:
     async def _status(self, request: Status) -> list[TunnelStatus]:
         names = request.names or tuple(self._keeper.tunnels)
         chosen = await self._keeper.ask(lambda: [self._keeper.get(name) for name in names])
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(ADOPTION):
-                await self._keeper.wait_until(
-                    lambda: not any(tunnel.link.is_restored for tunnel in chosen), lambda: None
-                )
         await _prove(chosen)
         await self._keeper.ask(lambda: None)  # what the round trips brought has been taken in after this
         return [tunnel.status() for tunnel in chosen]

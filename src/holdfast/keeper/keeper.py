@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import functools
 import random
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -51,6 +52,8 @@ class Keeper:
         self._queue: asyncio.Queue[tuple[Callable[[], Any], asyncio.Future[Any] | None]] = asyncio.Queue()
         self._watchers: set[asyncio.Event] = set()
         self._gate = Gate()
+        # What takes the current decision back when it can't be saved.
+        self._undo: Callable[[], object] | None = None
         self._saved = Saved()
         self._tasks = asyncio.TaskGroup()
 
@@ -61,10 +64,13 @@ class Keeper:
                 self._apply(link, LinkEvent.WANTED if link.forwards else LinkEvent.UNWANTED)
             while True:
                 decide, answer = await self._queue.get()
+                self._undo = None
                 try:
                     result = decide()
                     await self._save()
                 except HoldfastError as error:
+                    if self._undo is not None:
+                        self._undo()
                     if answer is None:
                         print(f"keeper: {error.message}", file=sys.stderr, flush=True)
                     elif not answer.done():
@@ -134,29 +140,21 @@ class Keeper:
         self._apply(link, LinkEvent.WANTED)
         if link.attempt is not None:
             link.attempt.open_wanted()
+        self._undo = functools.partial(self._take_away, tunnel, opened)
         return tunnel
 
     def drop(self, names: Iterable[str], listens: Sequence[str]) -> list[asyncio.Task[None]]:
         """Takes tunnels down, or their forwards on `listens`; what to wait for. Raises UsageError first of all."""
         chosen = [self.get(name) for name in names if name in self.tunnels or name not in self._past]
         matched = [tunnel.on(listens) for tunnel in chosen]
-        ending = []
         for tunnel, forwards in zip(chosen, matched, strict=True):
-            link = tunnel.link
             if len(forwards) == len(tunnel.forwards):
-                journal.record(tunnel.name, "taken down")
                 self._past[tunnel.name] = saved_tunnel(tunnel, wanted=False)
-                del self.tunnels[tunnel.name]
-            tunnel.forwards = [forward for forward in tunnel.forwards if forward not in forwards]
-            if any(other.link is link for other in self.tunnels.values()):
-                link.forwards = [forward for forward in link.forwards if forward not in forwards]
-                if link.attempt is not None:
-                    ending += [self._tasks.create_task(link.attempt.close(forward)) for forward in forwards]
-            else:
-                self._apply(link, LinkEvent.UNWANTED)
-                link.forwards = []
-                ending += [link.releasing] if link.releasing else []
-        return ending
+        return [
+            task
+            for tunnel, forwards in zip(chosen, matched, strict=True)
+            for task in self._take_away(tunnel, forwards)
+        ]
 
     def restart(self, names: Iterable[str], environment: dict[str, str]) -> list[Tunnel]:
         """Gives the tunnels a new connection; other tunnels to the same host get it as well."""
@@ -179,6 +177,22 @@ class Keeper:
     def post(self, news: News) -> None:
         """Puts an event of an attempt into the queue."""
         self.ask_later(lambda: self._take(news))
+
+    def _take_away(self, tunnel: Tunnel, forwards: Sequence[OpenForward]) -> list[asyncio.Task[None]]:
+        """Ends some forwards of a tunnel, it when it has no others, and its link when that has no other tunnel."""
+        link = tunnel.link
+        tunnel.forwards = [forward for forward in tunnel.forwards if forward not in forwards]
+        if not tunnel.forwards:
+            journal.record(tunnel.name, "taken down")
+            del self.tunnels[tunnel.name]
+        if not any(other.link is link for other in self.tunnels.values()):
+            self._apply(link, LinkEvent.UNWANTED)
+            link.forwards = []
+            return [link.releasing] if link.releasing else []
+        link.forwards = [forward for forward in link.forwards if forward not in forwards]
+        if link.attempt is None:
+            return []
+        return [self._tasks.create_task(link.attempt.close(forward)) for forward in forwards]
 
     def _known(self, name: str) -> SavedTunnel | None:
         if name in self.tunnels:

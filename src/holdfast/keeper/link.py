@@ -164,6 +164,8 @@ class Attempt:
         if self.task is not None:
             self.task.cancel()
             await asyncio.wait([self.task])
+        if self.master is None and self.link.socket is not None:  # it had not been found again yet
+            self.master = await master.adopt(self.link.socket, ours=True)
         if self.master is not None:
             self._unlink()
             for forward in forwards:
@@ -212,21 +214,23 @@ class Attempt:
         build = functools.partial(
             command.master,
             link.host,
-            link.options,
             defaults=preferences(settings, baseline, has_aes=processor_has_aes()),
             unknown=baseline.lacks(command.RECENT),
         )
         socket, log = master.new_socket()
         if not link.terminals:
+            jump, options = [], list(link.options)
+            if settings.proxy_jump:
+                jump, options = command.unattended_jump(settings.proxy_jump, link.options)
+            argv = build(options=[*jump, *options], socket=socket, log=log, in_terminal=False)
             try:
-                return await master.start(
-                    build(socket, log, in_terminal=False), socket, log, link.host, environment
-                )
+                return await master.start(argv, socket, log, link.host, environment)
             except LoginFailed as failure:
                 # A person may have come to a terminal meanwhile.
                 if failure.trouble.remedy is not Remedy.LOGIN or not link.terminals:
                     raise
-        status = await link.terminals[0].log_in(build(socket, log, in_terminal=True), log)
+        argv = build(options=link.options, socket=socket, log=log, in_terminal=True)
+        status = await link.terminals[0].log_in(argv, log)
         return await master.after_terminal_login(socket, status, link.host)
 
     async def _prove(self) -> None:
@@ -266,10 +270,8 @@ class Attempt:
         assert self.master is not None
         if not self.master.ours:
             return Trouble("the master that you started yourself has ended", "", Remedy.RETRY)
-        last_words = self.master.read_log(self._log_start)
-        if not last_words.strip():
-            return Trouble("its ssh process was ended, by `ssh -O exit` or a signal", "", Remedy.RETRY)
-        return diagnose(last_words, self.link.host)._replace(remedy=Remedy.RETRY)
+        log = f"Authenticated to {self.link.host}.\n{self.master.read_log(self._log_start)}"
+        return diagnose(log, self.link.host)._replace(remedy=Remedy.RETRY)
 
     def _unlink(self) -> None:
         assert self.master is not None

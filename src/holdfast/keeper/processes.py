@@ -13,6 +13,7 @@ from typing import NamedTuple
 import psutil
 
 from holdfast.forward import Address
+from holdfast.openssh.master import kill_with_children
 
 
 class Holder(NamedTuple):
@@ -106,6 +107,6 @@ def end_left_over_masters(directory: Path, known: Collection[str]) -> int:
             continue
         mine = [word for word in words if word.startswith(f"{directory}/") and not word.endswith(".log")]
         if mine and mine[0] not in known:
-            process.terminate()
+            kill_with_children(process.pid)
             ended += 1
     return ended

@@ -12,7 +12,7 @@ import fcntl
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from holdfast import paths
@@ -36,26 +36,23 @@ def run(*, stay: bool, ready: Callable[[], None]) -> None:
 
     Raises AlreadyRunning, HoldfastError.
     """
-    with _locked() as lock:
-        asyncio.run(_serve(lock, stay, ready))
+    asyncio.run(_serve(_lock(), stay, ready))
 
 
-@contextlib.contextmanager
-def _locked() -> Iterator[int]:
+def _lock() -> int:
+    """The descriptor of the lock, which is held for as long as this process lives."""
     lock = os.open(paths.lock_file(), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        deadline = time.monotonic() + HAND_OVER
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise AlreadyRunning("the keeper is running already", "holdfast keeper stop ends it") from None
-                time.sleep(0.01)
-        yield lock
-    finally:
-        os.close(lock)
+    deadline = time.monotonic() + HAND_OVER
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(lock)
+                raise AlreadyRunning("the keeper is running already", "holdfast keeper stop ends it") from None
+            time.sleep(0.01)
+        else:
+            return lock
 
 
 async def _serve(lock: int, stay: bool, ready: Callable[[], None]) -> None:

@@ -6,6 +6,7 @@ The order of options matters to ssh: the first value given for an option wins.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -14,8 +15,16 @@ from pathlib import Path
 RECENT = ("ForkAfterAuthentication", "LogVerbose", "SessionType", "StdinNull")
 
 # Makes ssh log, at any level, the lines that tell why a server hung up early (its version, what it sent before
-# the banner) and the fingerprint of the key it offered.
-_LOG_VERBOSE = "kex.c:kex_exchange_identification():*,sshconnect.c:verify_host_key():*"
+# the banner), the fingerprint of the key it offered, and which of our keys it would take (BatchMode says nothing
+# of a passphrase that is missing).
+_LOG_VERBOSE = ",".join(
+    f"{place}:*"
+    for place in (
+        "kex.c:kex_exchange_identification()",
+        "sshconnect.c:verify_host_key()",
+        "sshconnect2.c:input_userauth_pk_ok()",
+    )
+)
 
 # The oldest ssh that was tested. Options that it doesn't know are named in _MAYBE_UNKNOWN.
 OLDEST = (8, 0)
@@ -71,6 +80,26 @@ def master(
     where = ["-S", str(socket).replace("%", "%%"), "-E", str(log)]
     words = ["ssh", "-M", "-N", "-T", "-x", "-a", *flags, *where]
     return [*words, *_o(known), *options, *_o(defaults.items()), "--", host]
+
+
+def unattended_jump(jump: str, options: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Options that go through the jump hosts `jump` (as `ssh -G` prints ProxyJump) without a question.
+
+    ssh runs another ssh for a ProxyJump, without our BatchMode: where nobody is there to ask, that one would try
+    empty passwords, and have us banned. So we say ourselves what it would run. Returns the new options, and
+    `options` without their -J, which ssh doesn't allow beside a ProxyCommand.
+    """
+    before, _, last = jump.rpartition(",")
+    pairs = list(zip(options[::2], options[1::2], strict=True))
+    config = [word for flag, value in pairs if flag == "-F" for word in (flag, value)]
+    hops = ["-J", before] if before else []
+    words = ["ssh", *config, "-o", "BatchMode=yes", "-o", "ConnectTimeout=15", *hops]
+    destination = last if last.startswith("ssh://") else f"ssh://{last}"
+    proxy = (
+        shlex.join(words).replace("%", "%%") + " -W '[%h]:%p' -- " + shlex.quote(destination.replace("%", "%%"))
+    )
+    rest = [word for flag, value in pairs if flag != "-J" for word in (flag, value)]
+    return ["-o", f"ProxyCommand={proxy}"], rest
 
 
 def show_settings(host: str, options: Sequence[str]) -> list[str]:

@@ -121,7 +121,7 @@ async def start(argv: Sequence[str], socket: Path, log: Path, host: str, environ
             raise MasterError(f"the control socket {socket} belongs to process {pid}, not to {process.pid}")
         return Master(socket, pid, True, control, log, process)
     except BaseException as error:
-        process.kill()
+        kill_with_children(process.pid)
         await asyncio.to_thread(process.wait)
         _forget(socket, log)
         if isinstance(error, TimeoutError):
@@ -166,10 +166,18 @@ async def end(master: Master) -> None:
     try:
         await master.control.terminate()
     except (MasterError, TimeoutError):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(master.pid, signal.SIGKILL)  # verified by its own socket, whose connection is still open
+        kill_with_children(master.pid)  # verified by its own socket, whose connection is still open
     master.control.close()
     await bury(master)
+
+
+def kill_with_children(pid: int) -> None:
+    """Kills a master of ours, and its ProxyCommand: each master leads a process group of its own."""
+    with contextlib.suppress(ProcessLookupError):
+        if os.getpgid(pid) == pid:
+            os.killpg(pid, signal.SIGKILL)
+        else:
+            os.kill(pid, signal.SIGKILL)
 
 
 async def bury(master: Master) -> None:
@@ -183,6 +191,8 @@ async def bury(master: Master) -> None:
 
 async def is_stale(control_path: Path) -> bool:
     """Whether a socket lies at `control_path` that nobody listens on any more."""
+    if not control_path.is_socket():
+        return False
     try:
         control = await ControlSocket.connect(control_path)
     except ConnectionRefusedError:

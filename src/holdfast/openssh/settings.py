@@ -42,11 +42,16 @@ class Settings:
         return Path(path) if path.startswith("/") else None
 
     @property
+    def proxy_jump(self) -> str:
+        """The jump hosts, the nearest first, separated by commas; '' for none."""
+        jump = self.get("proxyjump")
+        return "" if jump == "none" else jump
+
+    @property
     def first_hop(self) -> str:
         """The machine that this one really connects to: a handshake at a time is asked of each."""
-        jump = self.get("proxyjump").partition(",")[0]
-        if jump and jump != "none":
-            return jump
+        if self.proxy_jump:
+            return self.proxy_jump.partition(",")[0]
         return self.get("proxycommand") or f"{self.get('hostname')}:{self.get('port')}"
 
     def local_forwards(self) -> Iterator[Forward]:

@@ -1,0 +1,176 @@
+"""The keeper's process: one a user, its socket, and what garbage does to it."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Run, Web, _keepers, get, tunnel
+from tests.sshd import Sshd, free_port, wait_for
+
+
+@pytest.fixture
+def keeper(environment: Mapping[str, str], home: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`holdfast keeper run`, in the foreground as a service manager runs it."""
+    process = subprocess.Popen([sys.executable, "-m", "holdfast", "keeper", "run"], env=environment)
+    wait_for(lambda: (home / "run" / "keeper.sock").exists(), "the keeper's socket")
+    yield process
+    process.terminate()
+    process.wait(10)
+
+
+def talk(home: Path, data: bytes) -> list[dict[str, object]]:
+    """What the keeper answers to `data`, line by line, until it hangs up."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(15)
+        client.connect(str(home / "run" / "keeper.sock"))
+        client.sendall(data)
+        return [json.loads(line) for line in client.makefile("rb")]
+
+
+def test_socket_and_directories_are_the_users_alone(keeper: object, home: Path) -> None:
+    for path, mode in (("run", 0o700), ("run/keeper.sock", 0o600), ("run/m", 0o700), ("state", 0o700)):
+        assert stat.S_IMODE((home / path).stat().st_mode) == mode, path
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"\n", b"garbage\n", b"\xff\x00\xfe\n", b"[]\n", b"null\n", b'{"request":"up"}\n', b"{" * 5000 + b"\n"]
+    + [b'{"request":"status","names":[1]}\n', b'{"request":"status","names":"x"}\n', b'{"request":"rm -rf"}\n']
+    + [b'{"request":"status","names":[],"more":1}\n', b'{"request":"login_ended","status":0}\n', b"x" * 1_000_000],
+    ids=lambda data: data[:30].decode(errors="replace").strip() or "empty",
+)
+def test_garbage_gets_an_error_and_harms_nobody(keeper: object, home: Path, data: bytes) -> None:
+    try:
+        _, *answers = talk(home, data)
+    except ConnectionError:
+        answers = []  # it hung up on a million bytes before all were sent
+    assert all("error" in answer for answer in answers)
+    _, answer = talk(home, b'{"request":"status","names":[]}\n')
+    assert answer == {"done": []}
+
+
+def test_clients_that_go_away_or_say_nothing_harm_nobody(keeper: object, home: Path) -> None:
+    silent = [socket.socket(socket.AF_UNIX) for _ in range(50)]
+    for client in silent:
+        client.connect(str(home / "run" / "keeper.sock"))
+    for client in silent[::2]:
+        client.close()
+    assert talk(home, b'{"request":"status","names":[]}\n')[1] == {"done": []}
+    for client in silent[1::2]:
+        client.close()
+
+
+def test_a_second_keeper_says_that_one_is_running(keeper: object, environment: Mapping[str, str]) -> None:
+    second = subprocess.run(
+        [sys.executable, "-m", "holdfast.keeper", "--stay"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert second.returncode == 1
+    assert "the keeper is running already" in second.stderr
+
+
+def test_fifty_commands_at_once_start_one_keeper(holdfast: Run, home: Path) -> None:
+    holdfast("up", "nowhere.invalid", "--no-wait")
+    holdfast("keeper", "stop")
+    with concurrent.futures.ThreadPoolExecutor(50) as pool:
+        results = list(pool.map(lambda _: holdfast("status", "nowhere.invalid"), range(50)))
+    assert {result.returncode for result in results} == {3}
+    assert len(_keepers(home)) == 1
+
+
+def test_keeper_stop_ends_the_keeper_and_no_tunnel(holdfast: Run, sshd: Sshd, web: Web, home: Path) -> None:
+    port = free_port()
+    holdfast("up", "-F", str(sshd.config), "lab", f"{port}:{web.port}")
+    stopped = holdfast("keeper", "stop")
+    assert "tunnels stay up" in stopped.stdout
+    assert _keepers(home) == []
+    assert get(port) == b"hello"
+
+
+def test_keeper_stop_without_a_keeper_is_no_error(holdfast: Run) -> None:
+    assert holdfast("keeper", "stop").returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_the_keeper_in_order(
+    keeper: subprocess.Popen[bytes], home: Path, number: signal.Signals
+) -> None:
+    keeper.send_signal(number)
+    assert keeper.wait(10) == 0
+    assert not (home / "run" / "keeper.sock").exists()
+    assert (home / "state" / "keeper.lock").read_bytes() == b""
+
+
+def test_a_stopped_keeper_gets_a_clear_message_not_a_hang(
+    keeper: subprocess.Popen[bytes], holdfast: Run
+) -> None:
+    keeper.send_signal(signal.SIGSTOP)
+    try:
+        result = holdfast("status", "lab")
+    finally:
+        keeper.send_signal(signal.SIGCONT)
+    assert result.returncode == 1
+    assert "the keeper doesn't answer" in result.stderr
+
+
+def test_a_newer_command_replaces_an_older_keeper_and_the_tunnels_live_on(
+    holdfast: Run, sshd: Sshd, web: Web, home: Path, tmp_path: Path
+) -> None:
+    port = free_port()
+    before = tunnel(holdfast("up", "-F", str(sshd.config), "lab", f"{port}:{web.port}", "--json"))
+    (old,) = _keepers(home)
+    # The same command, of a version to come.
+    (tmp_path / "sitecustomize.py").write_text("import holdfast.version\nholdfast.version.__version__ = '99.0'\n")
+    after = tunnel(holdfast("status", "--json", PYTHONPATH=str(tmp_path)))
+    (new,) = _keepers(home)
+    assert new != old
+    assert (after["state"], after["master_pid"]) == ("up", before["master_pid"])
+    assert get(port) == b"hello"
+
+
+def test_an_older_command_gets_on_with_a_newer_keeper(holdfast: Run, home: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import holdfast.version\nholdfast.version.__version__ = '99.0'\n")
+    holdfast("up", "nowhere.invalid", "--no-wait", PYTHONPATH=str(tmp_path))
+    (newer,) = _keepers(home)
+    assert holdfast("status").returncode == 3
+    assert _keepers(home) == [newer]
+
+
+def test_a_keeper_of_another_protocol_is_refused_with_the_way_out(
+    holdfast: Run, home: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import holdfast.version\nholdfast.version.__version__ = '99.0'\n"
+        "import holdfast.control\nholdfast.control.PROTOCOL = 2\n"
+    )
+    holdfast("up", "nowhere.invalid", "--no-wait", PYTHONPATH=str(tmp_path))
+    result = holdfast("status")
+    assert result.returncode == 1
+    assert "the keeper is holdfast 99.0" in result.stderr
+    assert "holdfast keeper stop" in result.stderr
+    assert holdfast("keeper", "stop").returncode == 0
+
+
+def test_a_directory_of_somebody_else_is_not_used(holdfast: Run, home: Path) -> None:
+    if os.getuid() != 0:
+        pytest.skip("needs root, to give a directory away")
+    (home / "theirs").mkdir(mode=0o700)
+    os.chown(home / "theirs", 65534, 65534)
+    result = holdfast("status", "lab", HOLDFAST_RUNTIME_DIR=str(home / "theirs"))
+    assert result.returncode == 1
+    assert "is not a directory of yours" in result.stderr
