@@ -100,7 +100,7 @@ def _perform(home: Path, server: subprocess.Popen[bytes], notebook: subprocess.P
                 _get(another, "/api", "a new one")
         with _step("6. The next command starts another keeper, which adopts the tunnel."):
             _holdfast("status")
-            _get(browser, "/api", "still the same connection")
+            _get(browser, "/api", "still the same one")
     with _step("7. The tunnel is taken down."):
         _holdfast("down", "lab")
         _detail(f"connecting to localhost:{port}: {_refusal(port)}")

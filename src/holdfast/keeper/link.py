@@ -219,10 +219,8 @@ class Attempt:
         )
         socket, log = master.new_socket()
         if not link.terminals:
-            jump, options = [], list(link.options)
-            if settings.proxy_jump:
-                jump, options = command.unattended_jump(settings.proxy_jump, link.options)
-            argv = build(options=[*jump, *options], socket=socket, log=log, in_terminal=False)
+            options = command.unattended(link.options, settings.proxy_jump)
+            argv = build(options=options, socket=socket, log=log, in_terminal=False)
             try:
                 return await master.start(argv, socket, log, link.host, environment)
             except LoginFailed as failure:

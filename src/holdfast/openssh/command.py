@@ -82,13 +82,14 @@ def master(
     return [*words, *_o(known), *options, *_o(defaults.items()), "--", host]
 
 
-def unattended_jump(jump: str, options: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Options that go through the jump hosts `jump` (as `ssh -G` prints ProxyJump) without a question.
+def unattended(options: Sequence[str], jump: str) -> list[str]:
+    """`options`, made to go through the jump hosts `jump` (as `ssh -G` prints ProxyJump) without a question.
 
     ssh runs another ssh for a ProxyJump, without our BatchMode: where nobody is there to ask, that one would try
-    empty passwords, and have us banned. So we say ourselves what it would run. Returns the new options, and
-    `options` without their -J, which ssh doesn't allow beside a ProxyCommand.
+    empty passwords, and have us banned. So we say ourselves what it would run; ssh allows no -J beside that.
     """
+    if not jump:
+        return list(options)
     before, _, last = jump.rpartition(",")
     pairs = list(zip(options[::2], options[1::2], strict=True))
     config = [word for flag, value in pairs if flag == "-F" for word in (flag, value)]
@@ -99,7 +100,7 @@ def unattended_jump(jump: str, options: Sequence[str]) -> tuple[list[str], list[
         shlex.join(words).replace("%", "%%") + " -W '[%h]:%p' -- " + shlex.quote(destination.replace("%", "%%"))
     )
     rest = [word for flag, value in pairs if flag != "-J" for word in (flag, value)]
-    return ["-o", f"ProxyCommand={proxy}"], rest
+    return ["-o", f"ProxyCommand={proxy}", *rest]
 
 
 def show_settings(host: str, options: Sequence[str]) -> list[str]:

@@ -1,0 +1,191 @@
+"""Logins in a terminal: whatever ssh asks is asked there, and the master outlives the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pexpect
+import pytest
+
+from tests.conftest import Run, Web, get, tunnel
+from tests.sshd import Sshd, free_port, wait_for
+from tests.test_up import masters
+
+Typed = Callable[..., "pexpect.spawn[str]"]
+
+
+@pytest.fixture
+def typed(environment: Mapping[str, str], holdfast: Run) -> Iterator[Typed]:
+    """Runs `holdfast` in a terminal of its own."""
+    opened: list[pexpect.spawn[str]] = []
+
+    def run(*words: str) -> pexpect.spawn[str]:
+        terminal: pexpect.spawn[str] = pexpect.spawn(
+            sys.executable, ["-m", "holdfast", *words], env=dict(environment), encoding="utf8", timeout=20
+        )
+        opened.append(terminal)
+        return terminal
+
+    yield run
+    for terminal in opened:
+        terminal.close(force=True)
+
+
+def finish(terminal: pexpect.spawn[str]) -> int:
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+    return int(terminal.exitstatus or 0)
+
+
+@pytest.fixture
+def secret_key(sshd: Sshd, home: Path) -> None:
+    """Lets nobody in but with a key whose passphrase is `secret`."""
+    key = home / "secret_key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "secret", "-f", str(key)], check=True)
+    sshd.authorized_keys.write_text(key.with_suffix(".pub").read_text())
+    sshd.user_key = key
+    sshd.configure()
+
+
+def test_an_unknown_host_and_a_passphrase_are_asked_for_in_the_terminal(
+    typed: Typed, holdfast: Run, sshd: Sshd, web: Web, secret_key: None
+) -> None:
+    known = sshd.known_hosts.read_text().split()[-1]
+    sshd.known_hosts.write_text("")
+    port = free_port()
+    terminal = typed("up", "-F", str(sshd.config), "lab", f"{port}:{web.port}")
+    terminal.expect("continue connecting")
+    terminal.sendline("yes")
+    terminal.expect("Enter passphrase")
+    terminal.sendline("wrong")
+    terminal.expect("Enter passphrase")
+    terminal.sendline("secret")
+    terminal.expect(f"http://localhost:{port}")
+    assert finish(terminal) == 0
+    assert known in sshd.known_hosts.read_text()
+    assert get(port) == b"hello"  # the terminal is closed
+
+
+def test_a_second_up_on_the_same_host_asks_nothing(
+    typed: Typed, holdfast: Run, sshd: Sshd, web: Web, secret_key: None
+) -> None:
+    terminal = typed("up", "-F", str(sshd.config), "lab", f"{free_port()}:{web.port}")
+    terminal.expect("Enter passphrase")
+    terminal.sendline("secret")
+    assert finish(terminal) == 0
+    port = free_port()
+    assert holdfast("up", "-F", str(sshd.config), "lab", f"{port}:{web.port}", "--name", "two").returncode == 0
+    assert get(port) == b"hello"
+
+
+def test_ctrl_c_at_the_prompt_leaves_nothing_behind(
+    typed: Typed, holdfast: Run, sshd: Sshd, home: Path, secret_key: None
+) -> None:
+    terminal = typed("up", "-F", str(sshd.config), "lab", f"{free_port()}:1")
+    terminal.expect("Enter passphrase")
+    terminal.sendintr()
+    assert finish(terminal) == 130
+    wait_for(lambda: "no tunnels" in holdfast("status").stderr, "the tunnel to be forgotten")
+    assert masters(home) == []
+
+
+def test_a_terminal_that_is_closed_at_the_prompt_leaves_nothing_behind(
+    typed: Typed, holdfast: Run, sshd: Sshd, home: Path, secret_key: None
+) -> None:
+    terminal = typed("up", "-F", str(sshd.config), "lab", f"{free_port()}:1")
+    terminal.expect("Enter passphrase")
+    terminal.close(force=True)
+    wait_for(lambda: "no tunnels" in holdfast("status").stderr, "the tunnel to be forgotten")
+    wait_for(lambda: masters(home) == [], "ssh to be gone")
+
+
+def test_of_two_terminals_one_logs_in_and_both_get_their_tunnel(
+    typed: Typed, sshd: Sshd, web: Web, secret_key: None
+) -> None:
+    one = typed("up", "-F", str(sshd.config), "lab", f"{free_port()}:{web.port}", "--name", "one")
+    one.expect("Enter passphrase")
+    two = typed("up", "-F", str(sshd.config), "lab", f"{free_port()}:{web.port}", "--name", "two")
+    two.expect("two is connecting")
+    one.sendline("secret")
+    assert finish(one) == 0
+    assert finish(two) == 0
+
+
+def test_a_login_that_only_a_person_can_make_is_made_by_the_next_up_in_a_terminal(
+    typed: Typed, holdfast: Run, sshd: Sshd, web: Web, secret_key: None
+) -> None:
+    port = free_port()
+    assert holdfast("up", "-F", str(sshd.config), "lab", f"{port}:{web.port}").returncode == 4
+    assert "passphrase" in tunnel(holdfast("status", "--json"))["reason"]
+    terminal = typed("up", "lab")
+    terminal.expect("Enter passphrase")
+    terminal.sendline("secret")
+    assert finish(terminal) == 0
+    assert get(port) == b"hello"
+
+
+def test_a_login_that_fails_in_the_terminal_is_told_in_plain_words(typed: Typed, sshd: Sshd) -> None:
+    sshd.authorized_keys.write_text("")
+    terminal = typed("up", "-F", str(sshd.config), "-o", "NumberOfPasswordPrompts=1", "lab", f"{free_port()}:1")
+    with contextlib.suppress(pexpect.EOF):
+        terminal.expect("assword:", timeout=5)
+        terminal.sendline("wrong")
+    terminal.expect("holdfast: ")
+    assert finish(terminal) == 4
+
+
+@pytest.fixture
+def account() -> Iterator[str]:
+    """An account on this machine with the password `open sesame`."""
+    if os.getuid() != 0 or not Path("/usr/sbin/useradd").exists():
+        pytest.skip("needs root, to make an account")
+    name = f"hf{os.getpid()}"
+    subprocess.run(["useradd", "--no-create-home", "--home-dir", "/", "--shell", "/bin/sh", name], check=True)
+    subprocess.run(["chpasswd"], input=f"{name}:open sesame", text=True, check=True)
+    yield name
+    subprocess.run(["userdel", "--force", name], capture_output=True, check=True)
+
+
+def test_a_password_is_asked_for_again_when_it_was_wrong(
+    typed: Typed, sshd: Sshd, web: Web, account: str, home: Path
+) -> None:
+    home.chmod(0o755)
+    sshd.authorized_keys.write_text("")
+    port = free_port()
+    terminal = typed("up", "-F", str(sshd.config), "-l", account, "lab", f"{port}:{web.port}")
+    terminal.expect(f"{account}@127.0.0.1's password:")
+    terminal.sendline("wrong")
+    terminal.expect("Permission denied, please try again")
+    terminal.sendline("open sesame")
+    assert finish(terminal) == 0
+    assert get(port) == b"hello"
+
+
+def test_the_master_survives_the_end_of_its_session(
+    typed: Typed, holdfast: Run, sshd: Sshd, web: Web, secret_key: None
+) -> None:
+    port = free_port()
+    terminal = typed("up", "-F", str(sshd.config), "lab", f"{port}:{web.port}")
+    terminal.expect("Enter passphrase")
+    terminal.sendline("secret")
+    assert finish(terminal) == 0
+    pid = tunnel(holdfast("status", "--json"))["master_pid"]
+    assert os.getsid(pid) == os.getpgid(pid)
+    assert os.getsid(pid) != os.getsid(0)
+
+
+def test_what_was_typed_is_in_no_log(typed: Typed, sshd: Sshd, web: Web, home: Path, secret_key: None) -> None:
+    terminal = typed("up", "-F", str(sshd.config), "lab", f"{free_port()}:{web.port}")
+    terminal.expect("Enter passphrase")
+    terminal.sendline("secret")
+    assert finish(terminal) == 0
+    kept = [path for where in ("state", "run") for path in (home / where).rglob("*") if path.is_file()]
+    assert kept
+    assert not any("secret\n" in path.read_text(errors="replace") for path in kept)
+    assert getpass.getuser() in sshd.config.read_text()
