@@ -117,13 +117,17 @@ class Sshd:
         assert self.process is not None
         return [child.pid for child in psutil.Process(self.process.pid).children(recursive=True)]
 
+    def drop_connections(self) -> None:
+        """Ends every connection, at once; the listener stays."""
+        for pid in self.descendants():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
     def stop(self) -> None:
         """Ends the listener and every connection, at once."""
         if self.process is None:
             return
-        for pid in self.descendants():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        self.drop_connections()
         self.process.kill()
         self.process.wait(10)
         self.process = None

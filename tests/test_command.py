@@ -211,6 +211,7 @@ def test_options_that_the_users_own_file_says_to_ignore_are_ignored(tmp_path: Pa
         ("OpenSSH_9.2p1 Debian-2+deb12u10, OpenSSL 3.0.22", (9, 2)),
         ("OpenSSH_10.0p2", (10, 0)),
         ("OpenSSH_8.0", (8, 0)),
+        ("OpenSSH_10.12p1", (10, 12)),
         ("OpenSSH_for_Windows_8.1p1, LibreSSL 3.0.2", (8, 1)),
         ("OpenSSH_7.9p1\nmore", (7, 9)),
         ("", None),

@@ -86,6 +86,11 @@ def test_a_port_taken_on_one_loopback_address_is_free_on_the_other() -> None:
         assert why_not(Address("127.0.0.1", port)) == 0
 
 
+def test_all_ipv6_addresses_are_free_where_all_ipv4_ones_are_taken() -> None:
+    with listen("0.0.0.0", free_port([Address("0.0.0.0"), Address("::")])) as listener:
+        assert why_not(Address("::", listener.getsockname()[1])) == 0
+
+
 def test_a_port_whose_last_connection_was_just_closed_is_free() -> None:
     with listen("127.0.0.1") as listener:
         name = listener.getsockname()

@@ -116,9 +116,7 @@ def test_a_signal_ends_the_keeper_in_order(
     assert (home / "state" / "keeper.lock").read_bytes() == b""
 
 
-def test_a_stopped_keeper_gets_a_clear_message_not_a_hang(
-    keeper: subprocess.Popen[bytes], holdfast: Run
-) -> None:
+def test_a_stopped_keeper_gets_a_clear_message_not_a_hang(keeper: subprocess.Popen[bytes], holdfast: Run) -> None:
     keeper.send_signal(signal.SIGSTOP)
     try:
         result = holdfast("status", "lab")

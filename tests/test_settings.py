@@ -128,7 +128,7 @@ def test_the_control_path_is_expanded(config: Path, monkeypatch: pytest.MonkeyPa
     assert settings(config, "User ann", "Port 2222", f"ControlPath {line}").control_path == Path(path)
 
 
-@pytest.mark.parametrize("lines", [[], ["ControlPath none"], ["ControlMaster auto"]])
+@pytest.mark.parametrize("lines", [[], ["ControlPath none"], ["ControlMaster auto"], ["ControlPath relative"]])
 def test_without_a_control_path_there_is_none(config: Path, lines: list[str]) -> None:
     assert settings(config, *lines).control_path is None
 
