@@ -7,7 +7,7 @@ from tests.conftest import Run
 
 
 def fake_ssh(home: Path, says: str) -> str:
-    """A PATH on which `ssh -V` says that. A version that can't be installed is the one thing not tried for real."""
+    """A PATH on which `ssh -V` says that: a version that can't be installed here."""
     (home / "bin").mkdir()
     ssh = home / "bin" / "ssh"
     ssh.write_text(f"#!/bin/sh\necho '{says}' >&2\n")
@@ -43,7 +43,7 @@ def test_something_that_is_not_openssh_is_told(holdfast: Run, home: Path) -> Non
 
 def test_without_ssh_up_says_what_to_install(holdfast: Run, home: Path) -> None:
     result = holdfast("up", "lab", PATH=str(home))
-    assert result.returncode == 2
+    assert result.returncode == 1
     assert "ssh is not installed" in result.stderr
 
 

@@ -79,27 +79,21 @@ def test_what_cannot_be_read_offers_nothing(ssh: Path, kind: str) -> None:
     assert host_names() == []
 
 
-@pytest.mark.xfail(strict=True, reason="hosts._names: what follows a # on a Host line is offered")
 def test_a_comment_at_the_end_of_a_line_is_left_out(ssh: Path) -> None:
     (ssh / "config").write_text("Host lab # the big one\n")
     assert host_names() == ["lab"]
 
 
-@pytest.mark.xfail(strict=True, reason="hosts._names: a quoted name is split at its spaces")
 def test_a_name_in_quotes_is_one_name(ssh: Path) -> None:
     (ssh / "config").write_text('Host "my lab"\n')
     assert host_names() in (["my lab"], [])  # it can't be used with holdfast, so offering nothing is right too
 
 
-@pytest.mark.xfail(strict=True, reason="hosts._names: Path.expanduser raises RuntimeError for an unknown user")
 def test_an_include_from_an_unknown_users_home_offers_nothing(ssh: Path) -> None:
     (ssh / "config").write_text("Host lab\nInclude ~nosuchuser/config\n")
     assert host_names() == ["lab"]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="hosts._names: files that include each other by pattern are read n**16 times"
-)
 def test_files_that_all_include_each_other_are_each_read_a_few_times(
     ssh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -196,10 +196,8 @@ def test_a_full_disk_fails_the_up_and_changes_nothing(
         first = free_port()
         state = {"HOLDFAST_STATE_DIR": str(small)}
         assert holdfast("up", "-F", str(sshd.config), "lab", f"{first}:{web.port}", **state).returncode == 0
-        try:
+        with pytest.raises(OSError, match="No space"):
             (small / "filler").write_bytes(b"x" * 65536)
-        except OSError as error:
-            assert "No space" in str(error)
         second = free_port()
         up = holdfast("up", "lab", f"{second}:{web.port}", **state)
         assert up.returncode == 1

@@ -32,9 +32,10 @@ def test_status_loads_neither_asyncio_nor_subprocess_nor_psutil(
     environment: Mapping[str, str], holdfast: Run
 ) -> None:
     holdfast("up", "nowhere.invalid", "--no-wait")
+    costly = {"asyncio", "subprocess", "psutil", "rich", "textual", "holdfast.keeper"}
     code = (
         "import sys; from holdfast.cli.main import main; main(['status', '--json']);"
-        "print(sorted({'asyncio', 'subprocess', 'psutil', 'rich', 'textual', 'holdfast.keeper'} & set(sys.modules)))"
+        f"print(sorted({costly} & set(sys.modules)))"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=20, check=True

@@ -135,9 +135,6 @@ def test_who_listens_everywhere_holds_each_address(everywhere: str, asked: str) 
         assert holder(Address(asked, listener.getsockname()[1])).pid == os.getpid()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="processes.holder: a listener on one address isn't found as what blocks '*'"
-)
 @pytest.mark.parametrize("asked", ["*", "0.0.0.0"])
 def test_who_listens_on_one_address_stands_in_the_way_of_all(asked: str) -> None:
     with listen("127.0.0.1") as listener:

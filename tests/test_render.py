@@ -137,19 +137,6 @@ def test_a_table_of_no_tunnels_is_its_headings() -> None:
     assert shown() == "NAME  STATE  FORWARD  HOST  SINCE  RTT  DROPS\n"
 
 
-@pytest.mark.xfail(strict=True, reason="render._rows: a tunnel without forwards has no row, only its remarks")
-def test_a_tunnel_without_forwards_is_listed() -> None:
-    alone = tunnel(state="failed", reason="host key changed")
-    alone["forwards"] = []
-    assert "lab.example" in shown(alone)
-
-
-@pytest.mark.xfail(strict=True, reason="render._line pads by characters: wide ones take two columns")
-def test_columns_line_up_under_wide_characters() -> None:
-    wide, narrow = shown(tunnel("例え", age=60), tunnel("abcd")).splitlines()[1:]
-    assert wide.index("up") + 2 == narrow.index("up")
-
-
 @given(st.lists(st.tuples(st.text("abc.-", min_size=1), st.sampled_from(["up", "no service", "failed"]))))
 def test_columns_line_up_whatever_is_in_them(found: list[tuple[str, str]]) -> None:
     rows = shown(*(tunnel(name, state=state) for name, state in found)).splitlines()

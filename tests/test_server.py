@@ -45,9 +45,12 @@ def test_socket_and_directories_are_the_users_alone(keeper: object, home: Path) 
 
 @pytest.mark.parametrize(
     "data",
-    [b"\n", b"garbage\n", b"\xff\x00\xfe\n", b"[]\n", b"null\n", b'{"request":"up"}\n', b"{" * 5000 + b"\n"]
-    + [b'{"request":"status","names":[1]}\n', b'{"request":"status","names":"x"}\n', b'{"request":"rm -rf"}\n']
-    + [b'{"request":"status","names":[],"more":1}\n', b'{"request":"login_ended","status":0}\n', b"x" * 1_000_000],
+    [
+        *(b"\n", b"garbage\n", b"\xff\x00\xfe\n", b"[]\n", b"null\n", b"{" * 5000 + b"\n", b"x" * 1_000_000),
+        *(b'{"request":"up"}\n', b'{"request":[]}\n', b'{"request":"rm -rf"}\n'),
+        *(b'{"request":"status","names":[1]}\n', b'{"request":"status","names":"x"}\n'),
+        *(b'{"request":"status","names":[],"more":1}\n', b'{"request":"login_ended","status":0}\n'),
+    ],
     ids=lambda data: data[:30].decode(errors="replace").strip() or "empty",
 )
 def test_garbage_gets_an_error_and_harms_nobody(keeper: object, home: Path, data: bytes) -> None:

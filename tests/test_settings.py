@@ -101,16 +101,6 @@ def test_a_line_that_holdfast_cannot_open_is_an_error_that_quotes_it(config: Pat
     assert raised.value.hint
 
 
-@pytest.mark.xfail(strict=True, reason="settings._as_specification: a colon in a socket's path isn't escaped")
-@pytest.mark.parametrize(
-    ("line", "path"), [("8888 /run/a:b.sock", "/run/a:b.sock"), ("8888 /run/[x]:80", "/run/[x]:80")]
-)
-def test_a_socket_path_with_a_colon_is_that_path(config: Path, line: str, path: str) -> None:
-    (forward,) = settings(config, f"LocalForward {line}").local_forwards()
-    assert forward.target is not None
-    assert forward.target.path == path
-
-
 @pytest.mark.parametrize(
     ("line", "path"),
     [

@@ -129,7 +129,7 @@ def something_is_wanted() -> bool:
         return any(tunnel["wanted"] for tunnel in record["tunnels"])
     except FileNotFoundError:
         return False
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return True
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, NamedTuple, NotRequired, TypedDict, get_type_hints
+from typing import Any, NamedTuple, NotRequired, TypedDict, TypeVar, get_type_hints
 
 from holdfast.errors import Exit, HoldfastError, KeeperError, UsageError
-from holdfast.forward import LONGEST_HOST, Forward, Kind, parse_address
+from holdfast.forward import LONGEST_HOST, Forward, Kind, build, parse_address
 
 PROTOCOL = 1
 # Bytes of a request. The largest that makes sense is an `up` with some hundred forwards.
@@ -34,6 +34,9 @@ ENVIRONMENT = (
 )
 # The options of ssh that `up` passes on, each with one value.
 SSH_OPTIONS = ("-F", "-o", "-p", "-i", "-J", "-l")
+
+
+Record = TypeVar("Record", bound=tuple[Any, ...])
 
 
 class Up(NamedTuple):
@@ -167,15 +170,23 @@ def decode_request(line: bytes) -> Request:
         record = json.loads(line)
     except (ValueError, RecursionError):
         raise KeeperError("the request is not JSON") from None
-    if not isinstance(record, dict) or record.get("request") not in REQUESTS:
+    name = record.pop("request", None) if isinstance(record, dict) else None
+    if not isinstance(name, str) or name not in REQUESTS:
         raise KeeperError(
             f"there is no such request: {line[:60]!r}", "update holdfast, or its keeper: holdfast keeper stop"
         )
-    kind = REQUESTS[record.pop("request")]
+    return fill(REQUESTS[name], record)
+
+
+def fill(kind: type[Record], fields: dict[str, Any]) -> Record:
+    """The named tuple `kind` with these `fields`, as they come out of JSON.
+
+    Raises KeeperError unless they are all there, no others, each of its type.
+    """
     hints = get_type_hints(kind)
-    if record.keys() != hints.keys():
-        raise KeeperError(f"the request {kind.__name__.lower()} needs exactly {', '.join(hints) or 'nothing'}")
-    return kind(**{name: _checked(record[name], hint, name) for name, hint in hints.items()})
+    if fields.keys() != hints.keys():
+        raise KeeperError(f"{kind.__name__} needs exactly these fields: {', '.join(hints) or 'none'}")
+    return kind(**{name: _checked(fields[name], hint, name) for name, hint in hints.items()})
 
 
 def encode(record: object) -> bytes:
@@ -200,7 +211,11 @@ def decode_forward(fields: tuple[str, ...]) -> Forward:
     if len(fields) != 3 or fields[0] not in list(Kind):
         raise UsageError(f"{fields!r} is not a forward")
     kind, listen, target = fields
-    return Forward(Kind(kind), parse_address(listen), parse_address(target) if target else None)
+    ends = parse_address(listen), parse_address(target) if target else None
+    return build(Kind(kind), *ends, " ".join(fields))
+
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@%-]*", re.ASCII)
 
 
 def check_host(text: str) -> str:
@@ -209,24 +224,11 @@ def check_host(text: str) -> str:
     Raises UsageError. As strict as ssh 9.6 (valid_hostname and valid_ruser in ssh.c), for older ones as well:
     the name reaches shells through %h in ProxyCommand.
     """
-    problem = ""
-    user, at, host = text.removeprefix("ssh://").rpartition("@")
-    if not text:
-        problem = "is empty"
-    elif len(text) > LONGEST_HOST:
+    if not text.isprintable():
+        raise UsageError(f"the host {text[:40]!r} has characters that can't be printed", "check your quotes")
+    if len(text) > LONGEST_HOST:
         raise UsageError(f"the host '{text[:40]}…' is {len(text)} characters long", "check your quotes")
-    elif not text.isprintable():
-        raise UsageError(f"the host {text!r} has characters that can't be printed", "check your quotes")
-    elif text.startswith("-") or host.startswith("-") or user.startswith("-"):
-        problem = "begins with '-'"
-    elif not host or (at and not user):
-        problem = "lacks a part beside '@'"
-    elif (found := re.search(r"[\s'`\"$\\;&<>|(){},*?!#/]", host)) or (
-        found := re.search(r"[\s'`\";&<>|(){}]", user)
-    ):
-        problem = f"has a {_named(found[0])} in it"
-    elif "%" in host and not re.fullmatch(r"\[?[0-9a-fA-F:]+:[0-9a-fA-F:.]*%\w+\]?(:\d+)?", host):
-        problem = "has a percent sign in it"
+    problem = _problem_of(text)
     if problem:
         raise UsageError(
             f"the host '{text}' {problem}", "name it as you would for ssh: lab, ann@lab or ssh://ann@lab:2222"
@@ -234,25 +236,47 @@ def check_host(text: str) -> str:
     return text
 
 
+def _problem_of(text: str) -> str:
+    """What ssh would not take about a destination, or ''."""
+    user, at, host = text.removeprefix("ssh://").rpartition("@")
+    if text.startswith("ssh://"):
+        host, colon, port = host.partition(":")
+        if colon and not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536):
+            return "has no port after its colon; an IPv6 address goes without ssh://"
+    if not text:
+        return "is empty"
+    if text.startswith("-") or host.startswith("-") or user.startswith("-"):
+        return "begins with '-'"
+    if not host or (at and not user):
+        return "lacks a part beside '@'"
+    found = re.search(r"[\s'`\"$\\;&<>|(){},*?!#/]", host) or re.search(r"[\s'`\";&<>|(){}]|\\$", user)
+    if found:
+        return f"has a {_named(found[0])} in it"
+    if "%" in host and not re.fullmatch(r"\[?[0-9a-fA-F:]+:[0-9a-fA-F:.]*%[\w.-]+\]?", host):
+        return "has a percent sign in it"
+    return ""
+
+
 def check_name(text: str) -> str:
-    """`text` as the name of a tunnel. Raises UsageError."""
-    if not re.fullmatch(r"[A-Za-z0-9_:][A-Za-z0-9._:@%-]*", text, re.ASCII) or len(text) > LONGEST_NAME:
+    """`text` as the name of a tunnel. Raises UsageError.
+
+    No colon and not a number: `holdfast down lab 8888` must tell names from forwards.
+    """
+    if not _NAME.fullmatch(text) or text.isdigit() or len(text) > LONGEST_NAME:
         raise UsageError(
             f"{text[:60]!r} can't be a tunnel's name",
-            "letters, digits and . _ - @ are allowed, as in --name lab2",
+            "letters, digits and . _ - @ % are allowed, and not only digits, as in --name lab2",
         )
-    if re.fullmatch(r"[0-9:]+", text) and not text.startswith(":"):
-        raise UsageError(f"a tunnel can't be named '{text}': that reads as a forward", "add a letter")
     return text
 
 
 def default_name(host: str) -> str:
-    """The name of a tunnel to `host` when none is given: the host's, without user and port of an ssh:// one."""
-    name = host
+    """The name of a tunnel to `host` when none is given: the host's, without its user and an ssh:// one's port."""
+    name = host.rpartition("@")[2]
     if host.startswith("ssh://"):
-        name = re.sub(r":\d+/?$", "", host.removeprefix("ssh://")).rstrip("/")
-    name = name.rpartition("@")[2].removeprefix("[").removesuffix("]")
-    return re.sub(r"[^A-Za-z0-9._:@%-]", "_", name)
+        name = name.removeprefix("ssh://").partition(":")[0]
+    name = re.sub(r"[^A-Za-z0-9._@%-]+", "-", name).strip("-.")[:LONGEST_NAME]
+    return f"host-{name}"[:LONGEST_NAME] if not _NAME.fullmatch(name) or name.isdigit() else name
 
 
 def check_options(options: tuple[str, ...]) -> tuple[str, ...]:
@@ -263,9 +287,9 @@ def check_options(options: tuple[str, ...]) -> tuple[str, ...]:
         if not value or not value.isprintable() or len(value) > 4096:
             raise UsageError(f"{value[:60]!r} can't be the value of {option}", f"see man ssh for {option}")
         if option == "-p" and not (value.isascii() and value.isdigit() and 0 < int(value) < 65536):
-            raise UsageError(f"'{value}' is not a port", "a port is a number from 1 to 65535")
+            raise UsageError(f"'{value[:60]}' is not a port", "a port is a number from 1 to 65535")
         if option in ("-l", "-J") and value.startswith("-"):
-            raise UsageError(f"'{value}' can't be the value of {option}", f"see man ssh for {option}")
+            raise UsageError(f"'{value[:60]}' can't be the value of {option}", f"see man ssh for {option}")
     if len(options) % 2:
         raise UsageError(f"'{options[-1]}' has no value")
     return options

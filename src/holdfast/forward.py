@@ -104,22 +104,27 @@ def parse(text: str, kind: Kind = Kind.LOCAL) -> Forward:
     """
     if not text:
         raise UsageError("the forward is empty", f"write it as {EXAMPLES}")
-    if len(text) > LONGEST_SPEC:
-        raise UsageError(
-            f"the forward '{text[:40]}…' is {len(text)} characters long",
-            "that can't be right: check your quotes",
-        )
     if not text.isprintable():
-        raise UsageError(f"the forward {text!r} has characters that can't be printed", f"write it as {EXAMPLES}")
+        raise UsageError(
+            f"the forward {text[:40]!r} has characters that can't be printed", f"write it as {EXAMPLES}"
+        )
+    if len(text) > LONGEST_SPEC:
+        raise UsageError(f"the forward '{text[:40]}…' is {len(text)} characters long", "check your quotes")
     ends = _ends(_fields(text, kind), text)
     if ends is None:
         raise UsageError(f"'{text}' is not a forward", f"write it as {EXAMPLES}")
     listen, target = ends
-    if target is None and kind is Kind.LOCAL:
-        if listen.path or listen.host != "localhost":
-            meant = f"{listen.port}:{listen}" if listen.port else EXAMPLES
-            raise UsageError(f"the forward '{text}' has no target", f"did you mean {meant}")
+    if target is None and kind is Kind.LOCAL and listen.host == "localhost":
         target = Address("127.0.0.1", listen.port)
+    return build(kind, listen, target, text)
+
+
+def build(kind: Kind, listen: Address, target: Address | None, text: str) -> Forward:
+    """The forward with these ends; `text` is for the messages. Raises UsageError where they don't fit."""
+    if kind is Kind.LOCAL and target is None:
+        names_host = listen.port and listen.host != "*"
+        meant = f"did you mean {listen.port}:{listen}" if names_host else f"write it as {EXAMPLES}"
+        raise UsageError(f"the forward '{text}' has no target", meant)
     if kind is Kind.DYNAMIC and target is not None:
         raise UsageError(f"a dynamic forward has no target: '{text}'", "write it as -D 1080 or -D 127.0.0.1:1080")
     if kind is Kind.DYNAMIC and listen.path:
@@ -134,26 +139,29 @@ def parse_address(text: str) -> Address:
 
     Raises UsageError.
     """
+    if not text.isprintable():
+        raise UsageError(
+            f"the address {text[:40]!r} has characters that can't be printed", "write host:port or /path"
+        )
     if text.startswith("/"):
         return _socket(text, text)
     host, colon, port = text.rpartition(":")
     if not colon:
         raise UsageError(f"'{text}' is not an address", "write it as host:port or /path")
-    host = host.removeprefix("[").removesuffix("]")
-    return Address(host if host == "*" else _host(host, text), _port(port, text))
+    return Address(_bind(host, text), _port(port, text))
 
 
 def _fields(text: str, kind: Kind) -> list[str]:
-    """The parts between colons. Brackets protect an IPv6 address, a leading / a path up to its end or colon."""
-    fields = re.findall(r"(?:^|(?<=:))(\[[^\]]*\]|(?:\\.|[^:])*)(?=:|$)", text)
-    if ":".join(fields) != text:
+    """The parts between colons. Brackets and backslashes protect a colon."""
+    whole = text.replace("\\:", "\0")  # the text is printable, so this stands for nothing else
+    fields: list[str] = re.findall(r"(?:^|(?<=:))(\[[^\]]*\]|[^:]*)(?=:|$)", whole)
+    if ":".join(fields) != whole:
         raise UsageError(f"the brackets in '{text}' don't match", f"write it as {EXAMPLES}")
     if kind is not Kind.DYNAMIC and len(fields) > 4:
         raise UsageError(
-            f"'{text}' has too many colons",
-            "put an IPv6 address in brackets, as in [::1]:8888:localhost:8888",
+            f"'{text}' has too many colons", "put an IPv6 address in brackets, as in [::1]:8888:localhost:8888"
         )
-    return [field.replace("\\:", ":") for field in fields]
+    return [field.replace("\0", ":") for field in fields]
 
 
 def _ends(fields: list[str], text: str) -> tuple[Address, Address | None] | None:
@@ -212,22 +220,26 @@ def _bind(text: str, spec: str) -> str:
     """A listening host. ssh takes an empty one as every address; here it must be said: `*`."""
     if text in ("", "[]"):
         raise UsageError(
-            f"the listening address of '{spec}' is empty", f"leave it out, or write *:{spec.lstrip(':')}"
+            f"the listening address of '{spec}' is empty", "leave it out, or write * for every address"
         )
     return text if text == "*" else _host(text, spec)
 
 
 def _host(text: str, spec: str) -> str:
-    if text.startswith("["):
+    name = text.removeprefix("[").removesuffix("]")
+    if text.startswith("[") or ":" in name:
         import ipaddress
 
+        address, percent, scope = name.partition("%")
         try:
-            return str(ipaddress.IPv6Address(text[1:-1]))
+            if percent and not re.fullmatch(r"[\w.-]+", scope, re.ASCII):
+                raise ValueError
+            return f"{ipaddress.IPv6Address(address)}{percent}{scope}"
         except ValueError:
             raise UsageError(
                 f"'{text}' in the forward '{spec}' is not an IPv6 address", "as in [::1]:8888"
             ) from None
-    if not text or len(text) > LONGEST_HOST or not re.fullmatch(r"[\w.:%-]+", text) or text.startswith("-"):
+    if not text or len(text) > LONGEST_HOST or not re.fullmatch(r"[\w.%-]+", text) or text.startswith("-"):
         what = f"'{text}'" if text else "an empty name"
         raise UsageError(f"{what} in the forward '{spec}' is not a host", f"write it as {EXAMPLES}")
     return text

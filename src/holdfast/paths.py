@@ -11,7 +11,7 @@ import stat
 import sys
 from pathlib import Path
 
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, UsageError
 
 # Bytes of a path that ssh can use for a control socket: it binds `path` + "." + 16 characters first,
 # and that must fit in sun_path (108 bytes on Linux, 104 elsewhere) with its closing NUL.
@@ -24,9 +24,9 @@ def runtime_dir() -> Path:
 
     Raises HoldfastError when it can't be made, belongs to somebody else, or is too long for a socket.
     """
-    chosen = os.environ.get("HOLDFAST_RUNTIME_DIR")
+    chosen = _chosen("HOLDFAST_RUNTIME_DIR")
     if chosen:
-        return private_dir(Path(chosen), room=_MASTER_NAME)
+        return private_dir(chosen, room=_MASTER_NAME)
     for parent in (os.environ.get("XDG_RUNTIME_DIR"), f"/run/user/{os.getuid()}"):
         if parent and _is_private(Path(parent)) and _fits(Path(parent) / "holdfast", _MASTER_NAME):
             return private_dir(Path(parent) / "holdfast", room=_MASTER_NAME)
@@ -38,9 +38,9 @@ def state_dir() -> Path:
 
     A home can be shared by several machines (clusters), a keeper can't: each machine has its own part.
     """
-    chosen = os.environ.get("HOLDFAST_STATE_DIR")
+    chosen = _chosen("HOLDFAST_STATE_DIR")
     if chosen:
-        return private_dir(Path(chosen))
+        return private_dir(chosen)
     base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return private_dir(Path(base) / "holdfast" / _machine())
 
@@ -98,8 +98,16 @@ def private_dir(path: Path, room: int = 0) -> Path:
 
 
 def log_name(tunnel: str) -> str:
-    """The file name of a tunnel's log. Names are checked (control.py), so only a colon needs care."""
-    return tunnel.replace(":", "+") + ".log"
+    """The file name of a tunnel's log: control.check_name lets nothing through that needs care."""
+    return f"{tunnel}.log"
+
+
+def _chosen(variable: str) -> Path | None:
+    """The directory that the environment names. Raises UsageError for one that differs from folder to folder."""
+    value = os.environ.get(variable)
+    if value and not Path(value).is_absolute():
+        raise UsageError(f"{variable} is '{value}', which is not an absolute path", f"{variable}=$PWD/{value}")
+    return Path(value) if value else None
 
 
 def _fits(path: Path, room: int) -> bool:

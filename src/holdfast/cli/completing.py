@@ -26,5 +26,5 @@ def _tunnels() -> list[str]:
     try:
         record = json.loads(paths.state_file().read_text())
         return sorted(str(tunnel["name"]) for tunnel in record["tunnels"])
-    except (OSError, ValueError, KeyError, TypeError, HoldfastError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, HoldfastError):
         return []

@@ -36,7 +36,7 @@ def logs(names: tuple[str, ...], follow: bool, lines: int) -> None:
 
 def _all_names() -> list[str]:
     ours = (paths.keeper_log(), paths.crash_log())
-    return sorted(path.stem.replace("+", ":") for path in paths.logs_dir().glob("*.log") if path not in ours)
+    return sorted(path.stem for path in paths.logs_dir().glob("*.log") if path not in ours)
 
 
 def _lines_of(name: str, path: Path) -> Iterator[str]:

@@ -124,7 +124,7 @@ def down(words: tuple[str, ...], everything: bool) -> int:
         raise UsageError("name the tunnels to take down, or say --all", "see what there is: holdfast status")
     if listens and len(names) != 1:
         raise UsageError("ports can be taken from one tunnel at a time", "as in holdfast down lab 8888")
-    if not client.find() and not client.something_is_wanted() and everything:
+    if everything and not client.something_is_wanted():
         return Exit.OK
     left = client.ask(Down(tuple(names), tuple(listens), everything), timeout=60, notice=complain)
     kept = {tunnel["name"] for tunnel in left}
@@ -231,7 +231,7 @@ def _options(*given: tuple[str, Sequence[str]]) -> tuple[str, ...]:
 
 def _is_listen(word: str) -> bool:
     """Whether `word` names a forward's listening end rather than a tunnel."""
-    return word.isdigit() or word.startswith("/") or word.rpartition(":")[2].isdigit()
+    return word.isdigit() or word.startswith("/") or ":" in word
 
 
 def _environment() -> dict[str, str]:

@@ -238,4 +238,6 @@ async def _settings(found: SavedTunnel, request: Up) -> Settings:
     try:
         return await master.settings(found.host, found.options, environment_with(request.environment))
     except LoginFailed as failure:
+        if failure.trouble is master.NO_SSH:
+            raise
         raise UsageError(failure.message, failure.hint) from None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from holdfast import paths
-from holdfast.control import decode_forward, encode_forward
+from holdfast.control import check_host, check_name, check_options, decode_forward, encode_forward, fill
 from holdfast.errors import HoldfastError
 from holdfast.forward import Forward
 
@@ -29,14 +29,27 @@ class SavedForward(NamedTuple):
     forward: Forward
 
 
-class SavedTunnel(NamedTuple):
+class _TunnelFields(NamedTuple):
     name: str
     host: str
     options: tuple[str, ...]
     environment: dict[str, str]
-    forwards: tuple[SavedForward, ...]
     wanted: bool
     drops: int
+    up_since: str
+
+
+class SavedTunnel(NamedTuple):
+    """`up_since` is when it came up, in ISO 8601, or '' when it wasn't up."""
+
+    name: str
+    host: str
+    options: tuple[str, ...]
+    environment: dict[str, str]
+    wanted: bool
+    drops: int
+    up_since: str
+    forwards: tuple[SavedForward, ...]
 
 
 class SavedMaster(NamedTuple):
@@ -64,7 +77,7 @@ def load() -> tuple[Saved, str]:
         return Saved(), _put_aside(path, str(error))
     try:
         return _decode(json.loads(text)), ""
-    except (ValueError, KeyError, TypeError, AttributeError, HoldfastError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, HoldfastError) as error:
         return Saved(), _put_aside(path, str(error) or type(error).__name__)
 
 
@@ -90,9 +103,9 @@ def save(saved: Saved) -> None:
 
 def record(tunnel: str, text: str) -> None:
     """Adds a line to the tunnel's log. A disk that is full costs the line, nothing else."""
-    path = paths.logs_dir() / paths.log_name(tunnel)
     stamp = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, HoldfastError):
+        path = paths.logs_dir() / paths.log_name(tunnel)
         if path.exists() and path.stat().st_size > LONGEST_LOG:
             path.rename(path.with_suffix(".log.1"))
         with path.open("a") as file:
@@ -100,7 +113,7 @@ def record(tunnel: str, text: str) -> None:
 
 
 def _put_aside(path: Path, why: str) -> str:
-    aside = path.with_name(f"state.json.broken-{datetime.now().astimezone():%Y%m%dT%H%M%S}")
+    aside = path.with_name(f"state.json.broken-{datetime.now().astimezone():%Y%m%dT%H%M%S.%f}")
     with contextlib.suppress(OSError):
         path.rename(aside)
     return f"{path} could not be read ({why}); it was kept as {aside.name}, and no tunnel is known any more"
@@ -120,12 +133,16 @@ def _encode(saved: Saved) -> dict[str, Any]:
 def _decode(record: dict[str, Any]) -> Saved:
     if record["version"] != VERSION:
         raise ValueError(f"its version is {record['version']}, not {VERSION}")
-    tunnels = []
-    for fields in record["tunnels"]:
-        forwards = tuple(
-            SavedForward(*(decode_forward(tuple(end)) for end in pair)) for pair in fields.pop("forwards")
-        )
-        options = tuple(fields.pop("options"))
-        tunnels.append(SavedTunnel(**fields, options=options, forwards=forwards))
-    masters = [SavedMaster(**{**fields, "options": tuple(fields["options"])}) for fields in record["masters"]]
-    return Saved(tuple(tunnels), tuple(masters))
+    tunnels = tuple(_tunnel(fields) for fields in record["tunnels"])
+    masters = tuple(fill(SavedMaster, fields) for fields in record["masters"])
+    return Saved(tunnels, masters)
+
+
+def _tunnel(fields: dict[str, Any]) -> SavedTunnel:
+    pairs = fields.pop("forwards")
+    bare = fill(_TunnelFields, fields)
+    check_name(bare.name)
+    check_host(bare.host)
+    check_options(bare.options)
+    forwards = tuple(SavedForward(*(decode_forward(tuple(end)) for end in pair)) for pair in pairs)
+    return SavedTunnel(**bare._asdict(), forwards=forwards)

@@ -67,6 +67,7 @@ class Keeper:
                 self._undo = None
                 try:
                     result = decide()
+                    self._note_changes()
                     await self._save()
                 except HoldfastError as error:
                     if self._undo is not None:
@@ -78,7 +79,8 @@ class Keeper:
                 else:
                     if answer is not None and not answer.done():
                         answer.set_result(result)
-                self._tell_changes()
+                for watcher in self._watchers:
+                    watcher.set()
 
     async def ask(self, decide: Callable[[], Result]) -> Result:
         """The result of `decide`, run by the consumer and saved. Raises the HoldfastError of either."""
@@ -110,7 +112,8 @@ class Keeper:
         name = request.name or (request.host if self._known(request.host) else default_name(request.host))
         known = self._known(name)
         if known is None:
-            return SavedTunnel(check_name(name), request.host, request.options, request.environment, (), True, 0)
+            check_name(name)
+            return SavedTunnel(name, request.host, request.options, request.environment, True, 0, "", ())
         elsewhere = request.host not in (known.host, known.name)
         if elsewhere or (request.options and request.options != known.options):
             if name in self.tunnels:
@@ -286,11 +289,10 @@ class Keeper:
         """Something about a forward is different: has the consumer tell whom it concerns."""
         self.ask_later(lambda: None)
 
-    def _tell_changes(self) -> None:
+    def _note_changes(self) -> None:
         for tunnel in self.tunnels.values():
-            tunnel.tell_change()
-        for watcher in self._watchers:
-            watcher.set()
+            if not tunnel.link.is_restored:  # till then, whether what was true before still is has to be found out
+                tunnel.tell_change()
 
     async def restore(self) -> None:
         """Reads what was wanted, and ends masters that nobody knows. Before `run`."""
@@ -317,6 +319,8 @@ class Keeper:
             tunnel.link.forwards += tunnel.forwards
             self.tunnels[record.name] = tunnel
             tunnel.link.is_restored = True
+            if record.up_since:
+                tunnel.told, tunnel.since = LinkState.UP, datetime.fromisoformat(record.up_since)
         self._saved = saved
 
     async def _save(self) -> None:
@@ -336,7 +340,10 @@ class Keeper:
 def saved_tunnel(tunnel: Tunnel, *, wanted: bool) -> SavedTunnel:
     link = tunnel.link
     forwards = tuple(SavedForward(forward.asked, forward.forward) for forward in tunnel.forwards)
-    return SavedTunnel(tunnel.name, link.host, link.options, link.environment, forwards, wanted, tunnel.drops)
+    up_since = tunnel.since.isoformat() if tunnel.told == LinkState.UP else ""
+    return SavedTunnel(
+        tunnel.name, link.host, link.options, link.environment, wanted, tunnel.drops, up_since, forwards
+    )
 
 
 async def _carry(attempt: Attempt, before: asyncio.Task[None] | None) -> None:

@@ -61,9 +61,9 @@ NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 def holder(address: Address) -> Holder:
     """Who listens on the TCP `address`, or on all addresses with its port."""
-    anywhere = {address.host, "0.0.0.0", "::", "*"}  # noqa: S104 - compared, not bound
+    everywhere = {"0.0.0.0", "::", "*"}  # noqa: S104 - compared, not bound
     for host, port, pid in _listening():
-        if port == address.port and host in anywhere:
+        if port == address.port and (host == address.host or {host, address.host} & everywhere):
             return _named(pid)
     return Holder("another program", None)
 

@@ -26,7 +26,7 @@ _LOG_VERBOSE = ",".join(
     )
 )
 
-# The oldest ssh that was tested. Options that it doesn't know are named in _MAYBE_UNKNOWN.
+# The oldest ssh that was tested. Options that it lacks are in RECENT.
 OLDEST = (8, 0)
 
 # ssh's own line that login is done and the control socket is there: LocalCommand runs right after both.

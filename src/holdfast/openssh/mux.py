@@ -281,5 +281,6 @@ def _parse_hello(body: _Reader) -> Hello:
         raise ProtocolError(f"the master speaks version {version} of the multiplexing protocol, not {VERSION}")
     extensions: dict[str, bytes] = {}
     while not body.at_end:
-        extensions[body.text()] = body.string()
+        name = body.text()
+        extensions[name] = body.string()
     return Hello(version, extensions)
