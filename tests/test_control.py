@@ -129,7 +129,7 @@ def test_a_missing_field_is_an_error_that_names_it(field: str) -> None:
 
 
 def test_an_extra_field_is_an_error() -> None:
-    with pytest.raises(KeeperError, match="needs exactly"):
+    with pytest.raises(KeeperError, match="exactly these"):
         decode_request(altered(more=1))
 
 

@@ -52,7 +52,7 @@ def test_a_bug_ends_with_70_and_keeps_its_traceback(holdfast: Run, home: Path, t
     assert result.returncode == 70
     assert "this is a bug in holdfast: RuntimeError: ouch" in result.stderr
     assert "Traceback" not in result.stderr
-    assert "RuntimeError: ouch" in (home / "state" / "logs" / "crash.log").read_text()
+    assert "RuntimeError: ouch" in (home / "state" / "crash.log").read_text()
 
 
 def test_a_reader_that_has_seen_enough_is_no_error_message(environment: Mapping[str, str], holdfast: Run) -> None:

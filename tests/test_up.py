@@ -440,3 +440,10 @@ def test_no_password_is_tried_on_a_jump_host_when_nobody_is_there(holdfast: Run,
     assert up.returncode == 4
     assert "the jump host failed" in up.stderr
     assert "Failed password" not in sshd.log.read_text()
+
+
+def test_only_the_forward_that_has_a_trouble_is_complained_of(holdfast: Run, sshd: Sshd, web: Web) -> None:
+    target = free_port()
+    up = holdfast("up", "-F", str(sshd.config), "lab", f"{free_port()}:{web.port}", f"{free_port()}:{target}")
+    assert up.stderr.splitlines()[0] == f"holdfast: nothing listens at 127.0.0.1:{target} on lab yet"
+    assert len(up.stderr.splitlines()) == 2

@@ -185,7 +185,7 @@ def fill(kind: type[Record], fields: dict[str, Any]) -> Record:
     """
     hints = get_type_hints(kind)
     if fields.keys() != hints.keys():
-        raise KeeperError(f"{kind.__name__} needs exactly these fields: {', '.join(hints) or 'none'}")
+        raise KeeperError(f"its fields must be exactly these: {', '.join(hints) or 'none'}")
     return kind(**{name: _checked(fields[name], hint, name) for name, hint in hints.items()})
 
 

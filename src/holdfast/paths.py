@@ -64,11 +64,11 @@ def lock_file() -> Path:
 
 
 def keeper_log() -> Path:
-    return logs_dir() / "keeper.log"
+    return state_dir() / "keeper.log"
 
 
 def crash_log() -> Path:
-    return logs_dir() / "crash.log"
+    return state_dir() / "crash.log"
 
 
 def private_dir(path: Path, room: int = 0) -> Path:

@@ -26,24 +26,25 @@ def logs(names: tuple[str, ...], follow: bool, lines: int) -> None:
     missing = [name for name, path in files.items() if not path.exists()]
     if missing:
         raise HoldfastError(f"there is no log of a tunnel '{missing[0]}'", "see what there is: holdfast status")
-    lines_of_all = (line for name, path in files.items() for line in _lines_of(name, path))
+    seen = {name: path.stat().st_size for name, path in files.items()}
+    lines_of_all = (line for name, path in files.items() for line in _lines_of(name, path, seen[name]))
     told = sorted(lines_of_all, key=lambda line: line.partition("  ")[0])
     for line in told[-lines:] if lines > 0 else []:
         click.echo(line)
     if follow:
-        _follow(files)
+        _follow(files, seen)
 
 
 def _all_names() -> list[str]:
-    ours = (paths.keeper_log(), paths.crash_log())
-    return sorted(path.stem for path in paths.logs_dir().glob("*.log") if path not in ours)
+    return sorted(path.stem for path in paths.logs_dir().glob("*.log"))
 
 
-def _lines_of(name: str, path: Path) -> Iterator[str]:
-    for part in (path.with_suffix(".log.1"), path):
-        if part.exists():
-            for line in part.read_text(errors="replace").splitlines():
-                yield _named(line, name)
+def _lines_of(name: str, path: Path, size: int) -> Iterator[str]:
+    """The lines of the log that was put aside, and of the first `size` bytes of the present one."""
+    older = path.with_suffix(".log.1")
+    text = (older.read_bytes() if older.exists() else b"") + path.read_bytes()[:size]
+    for line in text.decode(errors="replace").splitlines():
+        yield _named(line, name)
 
 
 def _named(line: str, name: str) -> str:
@@ -51,8 +52,8 @@ def _named(line: str, name: str) -> str:
     return f"{stamp}  {name}  {text}" if gap else line
 
 
-def _follow(files: dict[str, Path]) -> None:
-    seen = {name: path.stat().st_size for name, path in files.items()}
+def _follow(files: dict[str, Path], seen: dict[str, int]) -> None:
+    """Shows what is added to `files` behind the first `seen` bytes of each, for ever."""
     while True:
         for name, path in files.items():
             size = path.stat().st_size if path.exists() else 0

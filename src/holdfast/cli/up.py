@@ -204,8 +204,9 @@ def _report(tunnels: Sequence[TunnelStatus], *, as_json: bool, waited: bool) -> 
 
 def _complain_of(tunnel: TunnelStatus) -> Exit:
     """Says why the tunnel isn't up. A service that isn't there yet is no failure: the tunnel is."""
-    found = [*tunnel["forwards"]] if any(own["reason"] for own in tunnel["forwards"]) else [tunnel]
-    for reason, hint in dict.fromkeys((part["reason"], part["hint"]) for part in found):
+    told: list[tuple[str | None, str | None]]
+    told = [(forward["reason"], forward["hint"]) for forward in tunnel["forwards"] if forward["reason"]]
+    for reason, hint in dict.fromkeys(told or [(tunnel["reason"], tunnel["hint"])]):
         complain(reason or f"{tunnel['name']} is {tunnel['state']}", hint or "")
     if tunnel["state"] in WORKS:
         return Exit.OK

@@ -152,6 +152,7 @@ class Conversation:
         found = await self._keeper.ask(lambda: self._keeper.find(request))
         known = self._keeper.tunnels.get(found.name)
         forwards = asked or [pair.asked for pair in found.forwards]
+        settings = None
         if known is None:
             settings = await _settings(found, request)
             forwards = forwards or list(settings.local_forwards()) or [DEFAULT_FORWARD]
@@ -164,7 +165,7 @@ class Conversation:
             if known is None or not known.has(forward):
                 await asyncio.to_thread(forwarding.check_listener, forward)
         is_new = known is None
-        tunnel = await self._keeper.ask(lambda: self._keeper.want(found, forwards, request.environment))
+        tunnel = await self._keeper.ask(lambda: self._keeper.want(found, forwards, request.environment, settings))
         if not request.wait:
             return [tunnel.status()]
         try:

@@ -54,6 +54,11 @@ class OpenForward:
         self.listening.clear()
 
     @property
+    def is_open(self) -> bool:
+        """Whether a master listens for it: ours, or one that the user had told to already."""
+        return bool(self.listening) or self.state is ForwardState.UP
+
+    @property
     def shown(self) -> Forward:
         """The forward with the port that it really listens on."""
         if self.chosen_port:
@@ -75,6 +80,8 @@ async def open_forward(
         if listen.path and forward.forward.kind is not Kind.REMOTE:
             remove_stale_socket(Path(listen.path))
         try:
+            if not master.ours and await _is_taken_by_others(master, forward.forward, listen):
+                raise ForwardRefused("taken")  # asked all the same, it would say so in the user's own terminal
             chosen = await master.control.open_forward(forward.forward, listen, OPENING)
         except ForwardRefused:
             if forward.forward.kind is Kind.REMOTE:
@@ -193,6 +200,12 @@ async def _stays_open(listen: Address, round_trip: Callable[[], Awaitable[object
             return True
         except OSError:
             return False
+
+
+async def _is_taken_by_others(master: Master, forward: Forward, listen: Address) -> bool:
+    if forward.kind is Kind.REMOTE or listen.path or processes.why_not(listen) != errno.EADDRINUSE:
+        return False
+    return (await asyncio.to_thread(processes.holder, listen)).pid != master.pid
 
 
 async def _explain_local_refusal(forward: OpenForward, listen: Address, master: Master) -> bool:

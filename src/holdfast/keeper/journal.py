@@ -16,7 +16,7 @@ from holdfast.errors import HoldfastError
 from holdfast.forward import Forward
 
 VERSION = 1
-# A tunnel's log is put aside (one older one is kept) when it has grown to this many bytes.
+# A log is put aside (one older one is kept) when it has grown to this many bytes.
 LONGEST_LOG = 128 * 1024
 # How many tunnels that were taken down are remembered, with their forwards.
 LONGEST_MEMORY = 100
@@ -103,13 +103,22 @@ def save(saved: Saved) -> None:
 
 def record(tunnel: str, text: str) -> None:
     """Adds a line to the tunnel's log. A disk that is full costs the line, nothing else."""
-    stamp = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
     with contextlib.suppress(OSError, HoldfastError):
-        path = paths.logs_dir() / paths.log_name(tunnel)
-        if path.exists() and path.stat().st_size > LONGEST_LOG:
-            path.rename(path.with_suffix(".log.1"))
-        with path.open("a") as file:
-            file.write(f"{stamp}  {text}\n")
+        _append(paths.logs_dir() / paths.log_name(tunnel), text)
+
+
+def note(text: str) -> None:
+    """Adds a line to the keeper's own log."""
+    with contextlib.suppress(OSError, HoldfastError):
+        _append(paths.keeper_log(), text)
+
+
+def _append(log: Path, text: str) -> None:
+    stamp = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+    if log.exists() and log.stat().st_size > LONGEST_LOG:
+        log.rename(log.with_suffix(".log.1"))
+    with log.open("a") as file:
+        file.write(f"{stamp}  {text}\n")
 
 
 def _put_aside(path: Path, why: str) -> str:

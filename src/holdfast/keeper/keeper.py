@@ -11,7 +11,7 @@ import asyncio
 import difflib
 import functools
 import random
-import sys
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from holdfast import paths
 from holdfast.control import Up, check_name, default_name
-from holdfast.errors import Exit, HoldfastError, UsageError
+from holdfast.errors import Exit, HoldfastError, KeeperError, UsageError
 from holdfast.forward import Forward, Kind, parse
 from holdfast.keeper import journal, processes
 from holdfast.keeper.forwarding import OpenForward
@@ -34,6 +34,7 @@ from holdfast.keeper.states import (
 )
 from holdfast.keeper.tunnel import Tunnel
 from holdfast.openssh.diagnose import Remedy, Trouble
+from holdfast.openssh.settings import Settings
 
 Result = TypeVar("Result")
 
@@ -64,16 +65,11 @@ class Keeper:
                 self._apply(link, LinkEvent.WANTED if link.forwards else LinkEvent.UNWANTED)
             while True:
                 decide, answer = await self._queue.get()
-                self._undo = None
                 try:
-                    result = decide()
-                    self._note_changes()
-                    await self._save()
+                    result = await self._carry_out(decide)
                 except HoldfastError as error:
-                    if self._undo is not None:
-                        self._undo()
                     if answer is None:
-                        print(f"keeper: {error.message}", file=sys.stderr, flush=True)
+                        journal.note(error.message)
                     elif not answer.done():
                         answer.set_exception(error)
                 else:
@@ -81,6 +77,24 @@ class Keeper:
                         answer.set_result(result)
                 for watcher in self._watchers:
                     watcher.set()
+
+    async def _carry_out(self, decide: Callable[[], Result]) -> Result:
+        """Runs a decision and saves what it changed; takes it back when it can't be saved."""
+        self._undo = None
+        try:
+            result = decide()
+            self._note_changes()
+            await self._save()
+        except HoldfastError:
+            if self._undo is not None:
+                self._undo()
+            raise
+        except Exception as error:
+            journal.note(traceback.format_exc())
+            raise KeeperError(
+                f"this is a bug in the keeper: {error!r}", f"please report it: {paths.keeper_log()}"
+            ) from None
+        return result
 
     async def ask(self, decide: Callable[[], Result]) -> Result:
         """The result of `decide`, run by the consumer and saved. Raises the HoldfastError of either."""
@@ -125,8 +139,17 @@ class Keeper:
             return known._replace(host=request.host, options=request.options, forwards=())
         return known
 
-    def want(self, found: SavedTunnel, forwards: Sequence[Forward], environment: dict[str, str]) -> Tunnel:
-        """Brings the tunnel up, with `forwards` besides those it has. Raises UsageError, and changes nothing."""
+    def want(
+        self,
+        found: SavedTunnel,
+        forwards: Sequence[Forward],
+        environment: dict[str, str],
+        settings: Settings | None = None,
+    ) -> Tunnel:
+        """Brings the tunnel up, with `forwards` besides those it has. Raises UsageError, and changes nothing.
+
+        `settings` is what ssh would use, if the caller has just found out.
+        """
         tunnel = self.tunnels.get(found.name)
         added = [forward for forward in forwards if not (tunnel and tunnel.has(forward))]
         for forward in added:
@@ -138,6 +161,7 @@ class Keeper:
             self._past.pop(found.name, None)
         link = tunnel.link
         link.environment = environment or link.environment
+        link.settings = settings if link.state is LinkState.DOWN else None
         tunnel.forwards += opened
         link.forwards += opened
         self._apply(link, LinkEvent.WANTED)
@@ -148,7 +172,9 @@ class Keeper:
 
     def drop(self, names: Iterable[str], listens: Sequence[str]) -> list[asyncio.Task[None]]:
         """Takes tunnels down, or their forwards on `listens`; what to wait for. Raises UsageError first of all."""
-        chosen = [self.get(name) for name in names if name in self.tunnels or name not in self._past]
+        chosen = [
+            self.get(name) for name in dict.fromkeys(names) if name in self.tunnels or name not in self._past
+        ]
         matched = [tunnel.on(listens) for tunnel in chosen]
         for tunnel, forwards in zip(chosen, matched, strict=True):
             if len(forwards) == len(tunnel.forwards):
@@ -241,14 +267,17 @@ class Keeper:
         before = link.state
         link.state, actions = next_link_state(link.state, event)
         if link.state is not before:
-            print(f"keeper: {link.host}: {before} -> {link.state} ({event.value})", file=sys.stderr, flush=True)
+            journal.note(f"{link.host}: {before} -> {link.state} ({event.value})")
         now = asyncio.get_running_loop().time()
         match event:
             case LinkEvent.PROVEN:
                 link.up_at = now
                 link.trouble = None
-            case LinkEvent.ANSWERED | LinkEvent.UNWANTED:
+            case LinkEvent.ANSWERED:
                 link.trouble = None
+            case LinkEvent.UNWANTED:
+                link.trouble = None
+                link.failures = 0
             case LinkEvent.RETRYABLE | LinkEvent.LOST:
                 steady = event is LinkEvent.LOST and now - link.up_at > STEADY
                 link.failures = 1 if steady else link.failures + 1
@@ -298,7 +327,7 @@ class Keeper:
         """Reads what was wanted, and ends masters that nobody knows. Before `run`."""
         saved, self.notice = await asyncio.to_thread(journal.load)
         if self.notice:
-            print(f"keeper: {self.notice}", file=sys.stderr, flush=True)
+            journal.note(self.notice)
         known = {master.socket for master in saved.masters}
         # When the file could not be read, whatever runs goes on: somebody may be working over it.
         if not self.notice and any(
@@ -347,6 +376,13 @@ def saved_tunnel(tunnel: Tunnel, *, wanted: bool) -> SavedTunnel:
 
 
 async def _carry(attempt: Attempt, before: asyncio.Task[None] | None) -> None:
+    """Runs `attempt` once the one before it has let go."""
     if before is not None:
         await asyncio.wait([before])
-    await attempt.run()
+    try:
+        await attempt.run()
+    except Exception as error:
+        journal.note(traceback.format_exc())
+        attempt.fail(
+            Trouble(f"a bug in holdfast: {error!r}", f"please report it: {paths.keeper_log()}", Remedy.NONE)
+        )

@@ -76,13 +76,15 @@ class Link:
     is_restored: bool = False
     # When it was last proven, on the loop's clock.
     up_at: float = 0.0
+    # What ssh would use, when that was just found out.
+    settings: Settings | None = None
     # Our master's socket, and the user's ControlPath that leads to it; from the journal after a restart.
     socket: Path | None = None
     control_path: Path | None = None
 
 
 class Gate:
-    """Lets one handshake at a time through to each first hop, and `HANDSHAKES` in all."""
+    """Lets one handshake at a time through to each first hop, and `HANDSHAKES` in all. People don't queue here."""
 
     def __init__(self) -> None:
         self._all = asyncio.Semaphore(HANDSHAKES)
@@ -122,15 +124,19 @@ class Attempt:
             await self._prove()
             await self._serve()
         except LoginFailed as failure:
-            self._report(failure_event(failure.trouble.remedy), failure.trouble)
+            self.fail(failure.trouble)
         except (MasterError, OSError) as error:
             hint = error.hint if isinstance(error, MasterError) else ""
-            self._report(LinkEvent.RETRYABLE, Trouble(str(error), hint, Remedy.RETRY_LATER))
+            self.fail(Trouble(str(error), hint, Remedy.RETRY_LATER))
         finally:
             self._next_beat.cancel()
             if self.heartbeat is not None:
                 self.heartbeat.close()
                 self.heartbeat = None
+
+    def fail(self, trouble: Trouble) -> None:
+        """Reports that the attempt came to nothing."""
+        self._report(failure_event(trouble.remedy), trouble)
 
     def open_wanted(self) -> None:
         """Opens the link's forwards that aren't open yet, soon."""
@@ -150,7 +156,8 @@ class Attempt:
         async with self._forwarding:
             for forward in self.link.forwards:
                 if forward.listening and (was_refused or forward.state is not ForwardState.UP):
-                    await forwarding.probe(self.master, forward, self.link.host, self._round_trip)
+                    with contextlib.suppress(MasterError, OSError):
+                        await forwarding.probe(self.master, forward, self.link.host, self._round_trip)
         self._log_start = self.master.log_size()
 
     async def close(self, forward: OpenForward) -> None:
@@ -180,15 +187,16 @@ class Attempt:
     async def _obtain(self) -> None:
         """A master: our own from before, else the user's own, else a new one."""
         link = self.link
-        settings = await master.settings(link.host, link.options, environment_with(link.environment))
+        settings, link.settings = link.settings, None
+        if settings is None:
+            settings = await master.settings(link.host, link.options, environment_with(link.environment))
         path = settings.control_path
         if link.socket is not None:
             self.master = await master.adopt(link.socket, ours=True)
         if self.master is None and path is not None and not master.is_our_link(path):
             self.master = await self._adopt(path)
         if self.master is None:
-            async with self._gate.pass_to(settings.first_hop):
-                self.master = await self._log_in(settings)
+            self.master = await self._log_in(settings)
         link.socket = self.master.socket if self.master.ours else None
         link.control_path = None
         if self.master.ours and path is not None and await master.link_control_path(path, self.master.socket):
@@ -210,7 +218,7 @@ class Attempt:
         """A new master: without a question where nobody is at a terminal, else in that terminal."""
         link = self.link
         environment = environment_with(link.environment)
-        baseline = await master.settings(link.host, ("-F", "none"), environment)
+        baseline = await master.baseline(environment)
         build = functools.partial(
             command.master,
             link.host,
@@ -222,7 +230,8 @@ class Attempt:
             options = command.unattended(link.options, settings.proxy_jump)
             argv = build(options=options, socket=socket, log=log, in_terminal=False)
             try:
-                return await master.start(argv, socket, log, link.host, environment)
+                async with self._gate.pass_to(settings.first_hop):
+                    return await master.start(argv, socket, log, link.host, environment)
             except LoginFailed as failure:
                 # A person may have come to a terminal meanwhile.
                 if failure.trouble.remedy is not Remedy.LOGIN or not link.terminals:
@@ -327,11 +336,11 @@ class Attempt:
             self._wanted.clear()
             for forward in list(self.link.forwards):
                 async with self._forwarding:
-                    if forward in self.link.forwards and not forward.listening:
-                        with contextlib.suppress(MasterError):
+                    if forward in self.link.forwards and not forward.is_open:
+                        with contextlib.suppress(MasterError, OSError):
                             await forwarding.open_forward(self.master, forward, self.link.host, self._round_trip)
                 self._changed()
-            shut = any(not forward.listening for forward in self.link.forwards)
+            shut = any(not forward.is_open for forward in self.link.forwards)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(REOPEN if shut else None):
                     await self._wanted.wait()

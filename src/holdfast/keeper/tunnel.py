@@ -56,7 +56,7 @@ class Tunnel:
             if not matched:
                 have = ", ".join(str(own.shown.listen) for own in self.forwards)
                 raise UsageError(f"the tunnel '{self.name}' has no forward on {text[:60]}", f"it has {have}")
-            chosen += matched
+            chosen += [own for own in matched if own not in chosen]
         return chosen
 
     def tell_change(self) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -88,6 +89,20 @@ async def settings(host: str, options: Sequence[str], environment: Mapping[str, 
     if status != 0:
         raise LoginFailed(diagnose(errors, host)._replace(remedy=Remedy.NONE))
     return Settings(printed)
+
+
+async def baseline(environment: Mapping[str, str]) -> Settings:
+    """ssh's own defaults. They change with ssh only, so they are asked for once. Raises LoginFailed."""
+    ssh = shutil.which("ssh", path=environment.get("PATH"))
+    if ssh is None:
+        raise LoginFailed(NO_SSH)
+    key = (ssh, Path(ssh).stat().st_mtime_ns)
+    if key not in _baselines:
+        _baselines[key] = await settings("localhost", ("-F", "none"), environment)
+    return _baselines[key]
+
+
+_baselines: dict[tuple[str, int], Settings] = {}
 
 
 async def start(argv: Sequence[str], socket: Path, log: Path, host: str, environment: Mapping[str, str]) -> Master:
