@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 
 from holdfast.openssh import endings
 from holdfast.openssh.command import READY, master
-from holdfast.openssh.diagnose import Refusal, Remedy, Trouble, diagnose, refusal
+from holdfast.openssh.diagnose import ENDED_BY_HAND, Refusal, Remedy, Trouble, diagnose, refusal
 from tests.sshd import Sshd, free_port, make_key, wait_for
 
 ME = f"{getpass.getuser()}@127.0.0.1"
@@ -910,9 +910,7 @@ def test_a_master_that_is_ended_leaves_no_reason(sshd: Sshd) -> None:
     with logged_in(sshd) as process:
         process.send_signal(signal.SIGHUP)
         process.wait(10)
-    assert diagnose((sshd.home / "master.log").read_text(), "lab") == Trouble(
-        "ssh ended without saying why", VERBOSELY, Remedy.RETRY
-    )
+    assert diagnose((sshd.home / "master.log").read_text(), "lab") == ENDED_BY_HAND
 
 
 # --- recorded: what this machine can't provoke, and what other versions say ---
@@ -1179,7 +1177,7 @@ NEW_FORMAT = (
             LOGGED_IN + "Disconnecting 10.0.0.1 port 22: Packet corrupt\n",
             Trouble("ssh gave up the connection to lab: packet corrupt", "", Remedy.RETRY),
         ),
-        (LOGGED_IN, Trouble("ssh ended without saying why", VERBOSELY, Remedy.RETRY)),
+        (LOGGED_IN, ENDED_BY_HAND),
         (
             "something new\ndebug1: only noise\nWarning: this too\n",
             Trouble("ssh ended, saying 'something new'", VERBOSELY, Remedy.RETRY_LATER),

@@ -249,7 +249,7 @@ class Attempt:
                 )
             except (MasterError, OSError) as error:
                 if self.master.control.closed.is_set():
-                    trouble = self._loss()
+                    trouble = await self._loss()
                 else:
                     reason = f"{self.link.host} let us in, but does not answer ({error})"
                     trouble = Trouble(reason, f"try it: ssh {self.link.host} true", Remedy.RETRY_LATER)
@@ -267,18 +267,21 @@ class Attempt:
             await self.master.control.closed.wait()
             for task in working:
                 task.cancel()
-        trouble = self._loss()
+        trouble = await self._loss()
         self._unlink()
         await master.bury(self.master)
         self.master = self.link.socket = None
         self._report(LinkEvent.LOST, trouble)
 
-    def _loss(self) -> Trouble:
+    async def _loss(self) -> Trouble:
         assert self.master is not None
         if not self.master.ours:
             return Trouble("the master that you started yourself has ended", "", Remedy.RETRY)
-        log = f"Authenticated to {self.link.host}.\n{self.master.read_log(self._log_start)}"
-        return diagnose(log, self.link.host)._replace(remedy=Remedy.RETRY)
+        said = await master.last_words(self.master, self._log_start)
+        # Said by ssh at the login, which is done: what follows is a loss.
+        return diagnose(f"Authenticated to {self.link.host}.\n{said}", self.link.host)._replace(
+            remedy=Remedy.RETRY
+        )
 
     def _unlink(self) -> None:
         assert self.master is not None

@@ -29,6 +29,8 @@ from holdfast.openssh.settings import Settings
 LOGIN = 60.0
 # Seconds for `ssh -G`, which runs the user's `Match exec` commands.
 SETTINGS = 15.0
+# Seconds that a master which has hung up may take to be gone.
+DYING = 3.0
 # A master's log is emptied in place when it has grown to this many bytes.
 LONGEST_LOG = 256 * 1024
 
@@ -195,11 +197,25 @@ def kill_with_children(pid: int) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
+async def last_words(master: Master, start: int) -> str:
+    """What a dying master wrote to its log from byte `start` on. It hangs up first, and says why afterwards."""
+    if master.process is not None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            await asyncio.to_thread(master.process.wait, DYING)
+    else:
+        with contextlib.suppress(TimeoutError, ProcessLookupError):
+            async with asyncio.timeout(DYING):
+                while True:  # it isn't our child: nothing tells of its end
+                    os.kill(master.pid, 0)
+                    await asyncio.sleep(0.02)
+    return master.read_log(start)
+
+
 async def bury(master: Master) -> None:
     """Removes what a dead master of ours left: its zombie, its socket, its log."""
     if master.process is not None:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            await asyncio.to_thread(master.process.wait, 5)
+            await asyncio.to_thread(master.process.wait, DYING)
     if master.ours:
         _forget(master.socket, _log_of(master.socket))
 

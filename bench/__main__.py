@@ -1,0 +1,67 @@
+"""`python -m bench [--write FILE]`: measures holdfast beside its peers, and says which goals are met."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from bench import commands, idle, report, requests, throughput
+from bench.report import Section
+from bench.rig import holdfast, rig
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--write", type=Path, metavar="FILE", help="update the tables in FILE, too")
+    parser.add_argument("--only", choices=("requests", "throughput", "commands"), help="part of it")
+    given = parser.parse_args()
+    began = time.monotonic()
+    if os.getloadavg()[0] > 1:
+        print("bench: this machine is busy: the figures will be worse than they should be", file=sys.stderr)
+    sections = measure(given.only)
+    text = report.as_text(sections)
+    print(text)
+    if given.write:
+        report.write(given.write, text)
+    missed = [goal.what for section in sections for goal in section.goals if not goal.met]
+    print(f"bench: {time.monotonic() - began:.0f} s; goals missed: {'; '.join(missed) or 'none'}", file=sys.stderr)
+    return 0
+
+
+def measure(only: str | None) -> list[Section]:
+    parts: dict[str, Callable[[], list[Section]]] = {
+        "requests": _requests,
+        "throughput": _throughput,
+        "commands": _commands,
+    }
+    sections = []
+    for name, part in parts.items():
+        if only in (None, name):
+            print(f"bench: {name}", file=sys.stderr)
+            sections += part()
+    return sections
+
+
+def _requests() -> list[Section]:
+    with rig() as made, holdfast(made, "a") as one:
+        return requests.measure(made, one)
+
+
+def _throughput() -> list[Section]:
+    with rig() as made, holdfast(made, "a") as one:
+        return throughput.measure(made, one)
+
+
+def _commands() -> list[Section]:
+    with rig() as made, holdfast(made, "a") as one, holdfast(made, "b") as many:
+        target = made.serve("pieces")
+        commands.fill(many, target)
+        return [*commands.measure(made, one, many, target), *idle.measure(many)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,265 @@
+"""What the documents show is what the program does."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from holdfast import __version__
+from holdfast.cli.main import COMMANDS
+from holdfast.cli.main import holdfast as program
+from holdfast.control import ForwardStatus, TunnelStatus, check_host
+from holdfast.errors import Exit
+from holdfast.forward import Kind, parse
+from holdfast.keeper.states import LINK, ForwardState, LinkEvent, LinkState
+from tests.conftest import Run, Web, tunnel
+from tests.sshd import Sshd, free_port
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")})
+DOCUMENT = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+def link_table() -> str:
+    """The table LINK in Markdown: a row for each event, a column for each state."""
+    rows = [["event", *(f"`{state}`" for state in LinkState)]]
+    rows += [[event.value, *(_cell(state, event) for state in LinkState)] for event in LinkEvent]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    rows.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        f"| {' | '.join(f'{cell:{width}}' for cell, width in zip(row, widths, strict=True))} |" for row in rows
+    )
+
+
+def _cell(state: LinkState, event: LinkEvent) -> str:
+    if event not in LINK[state]:
+        return ""
+    after, actions = LINK[state][event]
+    done = ", ".join(action.name.lower() for action in actions)
+    where = "stays" if after is state else after.value
+    return f"{where}: {done}" if done else where
+
+
+def blocks(document: Path, kinds: str = r"\w+") -> Iterator[str]:
+    """The code blocks of `document` whose language matches `kinds`."""
+    for found in re.finditer(rf"^```(?:{kinds})\n(.*?)^```$", document.read_text(), re.MULTILINE | re.DOTALL):
+        yield found[1]
+
+
+def shown_commands() -> Iterator[tuple[str, str]]:
+    """Each document and command line of holdfast's in its code blocks, and in its text between backquotes.
+
+    In the text `holdfast up` is a name for it, with whatever host.
+    """
+    for document in DOCUMENTS:
+        name = str(document.relative_to(ROOT))
+        for block in blocks(document, "console"):
+            for line in block.splitlines():
+                if line.startswith("$ holdfast"):
+                    yield name, re.split(r" [|>] ", line[2:])[0]
+        for block in blocks(document, "bash"):
+            yield from ((name, found) for found in re.findall(r"\$\((holdfast [^)]*)\)", block))
+        text = re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+        for found in re.findall(r"`(holdfast [^`]+)`", text):
+            if found[9:10].islower() or found[9:11] == "--":
+                yield name, re.sub(r" HOST\b|(?<=^holdfast up)$", " lab", found)
+
+
+SHOWN = sorted(set(shown_commands()))
+
+
+def resolve(words: list[str]) -> click.Context:
+    """The context in which click would run these words. Raises click.UsageError."""
+    command: click.Command = program
+    parent = None
+    while isinstance(command, click.Group) and words[0] != "--version":
+        parent = click.Context(command, parent, command.name, **command.context_settings)
+        _, found, words = command.resolve_command(parent, words)
+        assert found is not None
+        command = found
+    return command.make_context(command.name, words, parent, resilient_parsing=words == ["--version"])
+
+
+def commands() -> Iterator[str]:
+    """The words that name each command."""
+    for name in COMMANDS:
+        yield f"holdfast {name}"
+        command = program.get_command(click.Context(program, **program.context_settings), name)
+        if isinstance(command, click.Group):
+            yield from (f"holdfast {name} {inner}" for inner in command.commands)
+
+
+def section(document: str, title: str) -> str:
+    """What stands under the heading `title`, up to the next heading."""
+    found = re.search(rf"^#+ {re.escape(title)}\n(.*?)(?=^#+ |\Z)", (ROOT / document).read_text(), re.M | re.S)
+    assert found is not None, f"{document} has no heading {title!r}"
+    return found[1]
+
+
+def first_column(text: str) -> list[str]:
+    """What stands between backquotes at the start of the rows of a table."""
+    return re.findall(r"^\| `([^`]+)`", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("document", "line"), SHOWN)
+def test_a_command_that_is_shown_is_one_that_holdfast_takes(document: str, line: str) -> None:
+    context = resolve(shlex.split(line, comments=True)[1:])
+    if context.info_name == "up":
+        check_host(context.params["host"])
+        for kind, name in ((Kind.LOCAL, "forwards"), (Kind.LOCAL, "local"), (Kind.REMOTE, "remote")):
+            for text in context.params[name]:
+                parse(text, kind)
+
+
+def test_documents_show_commands_of_every_kind() -> None:
+    shown = {shlex.split(line)[1] for _, line in SHOWN}
+    assert shown >= set(COMMANDS)
+
+
+def test_a_wrong_command_would_be_noticed() -> None:
+    for wrong in ("up lab --nope", "status -x", "nope", "keeper nope", "up"):
+        with pytest.raises(click.UsageError):
+            resolve(wrong.split())
+
+
+@pytest.mark.parametrize("name", ["holdfast", *commands()])
+def test_the_help_in_the_reference_is_the_programs_own(name: str) -> None:
+    words = [*name.split()[1:], "--help"]
+    # 98: what click makes of a terminal with 100 columns.
+    printed = CliRunner().invoke(program, words, prog_name="holdfast", terminal_width=98).output
+    assert printed.rstrip() in section("docs/commands.md", name).replace("```", "")
+
+
+def test_every_form_of_a_forward_in_the_readme_is_taken_and_listens_where_it_says() -> None:
+    rows = re.findall(r"^\| `([^`]+)` +\| (.+?) +\|", section("README.md", "Which forwards"), re.MULTILINE)
+    forms = {form: here for form, here in rows if not form.startswith("-")}
+    assert len(forms) > 6
+    for form, here in forms.items():
+        listen = parse(form).listen
+        assert here == str(listen) or "any free" in here or "Unix" in here or "only" in here, form
+
+
+def test_the_exit_codes_in_the_readme_are_those_of_the_code() -> None:
+    told = re.findall(r"^\| (\d+) ", section("README.md", "For scripts"), re.MULTILINE)
+    assert [int(code) for code in told] == sorted(code.value for code in Exit)
+
+
+def test_the_table_of_states_in_the_architecture_is_the_codes() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    found = re.search(r"<!-- link states: begin -->\n+(.*?)\n+<!-- link states: end -->", text, re.DOTALL)
+    assert found is not None
+    assert found[1] == link_table(), f"put this there:\n{link_table()}"
+
+
+def test_the_states_that_a_user_may_see_are_all_explained() -> None:
+    explained = first_column(section("docs/states.md", "States"))
+    assert sorted(explained) == sorted({state.value for state in (*LinkState, *ForwardState)})
+
+
+def test_the_layout_in_the_architecture_names_every_module() -> None:
+    told = set(re.findall(r"\b\w+\.py\b", section("ARCHITECTURE.md", "Layout")))
+    source = {path.name for path in (ROOT / "src" / "holdfast").rglob("*.py") if path.name != "__init__.py"}
+    assert source - told - {"__main__.py"} == set()
+    assert told - source == set()
+
+
+def example() -> dict[str, Any]:
+    (block,) = blocks(ROOT / "docs" / "json.md", "json")
+    found: dict[str, Any] = json.loads(block)
+    return found
+
+
+def test_the_json_example_has_exactly_the_fields_of_the_code_in_their_order() -> None:
+    (shown,) = example()["tunnels"]
+    assert list(shown) == list(get_type_hints(TunnelStatus))
+    for forward in shown["forwards"]:
+        assert list(forward) == list(get_type_hints(ForwardStatus))
+
+
+@pytest.mark.parametrize(("title", "record"), [("A tunnel", TunnelStatus), ("A forward", ForwardStatus)])
+def test_each_field_is_explained_and_null_is_said_where_it_may_be(title: str, record: type) -> None:
+    hints = get_type_hints(record)
+    rows = re.findall(r"^\| `(\w+)` +\| (.+?) +\|", section("docs/json.md", title), re.MULTILINE)
+    assert [name for name, _ in rows] == list(hints)
+    assert {name for name, kind in rows if "null" in kind} == {
+        name for name, hint in hints.items() if type(None) in get_args(hint)
+    }
+
+
+def test_a_real_status_has_the_fields_and_types_of_the_example(holdfast: Run, sshd: Sshd, web: Web) -> None:
+    up = holdfast("up", "-F", str(sshd.config), "lab", f"{free_port()}:{web.port}", f"{free_port()}:db:5432")
+    assert up.returncode == 0, up.stderr
+    (shown,) = example()["tunnels"]
+    real = tunnel(holdfast("status", "--json"))
+    assert types_of({**real, "state": ""}) | {"reason": None, "hint": None} == types_of({**shown, "state": ""})
+
+
+def types_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: type(value) if value is not None else None for name, value in record.items()}
+
+
+def test_what_the_readme_shows_of_up_and_status_is_what_they_print(holdfast: Run, sshd: Sshd, web: Web) -> None:
+    port = free_port()
+    shown = next(block for block in blocks(ROOT / "README.md", "console") if "NAME" in block)
+    up = holdfast("up", "-F", str(sshd.config), "lab", f"{port}:{web.port}")
+    status = holdfast("status")
+    down = holdfast("down", "lab")
+    printed = f"$ holdfast up lab\n{up.stdout}$ holdfast status\n{status.stdout}$ holdfast down lab\n{down.stdout}"
+    assert masked(printed.replace(str(port), "8888").replace(str(web.port), "8888")) == masked(shown)
+
+
+def masked(text: str) -> str:
+    """`text` without what differs from run to run."""
+    return re.sub(r" +", " ", re.sub(r"\d+ s\b|[\d.]+ ms", "*", text))
+
+
+@pytest.mark.parametrize("words", ["doctor", "alias lab", "completion bash", "keeper stop", "status", "--version"])
+def test_a_command_of_the_reference_that_needs_no_server_runs(holdfast: Run, words: str) -> None:
+    assert holdfast(*words.split()).returncode == 0
+
+
+@DOCUMENT
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+        if target.startswith(("http://", "https://")):
+            continue
+        file, _, anchor = target.partition("#")
+        path = document.parent / file if file else document
+        assert path.exists(), f"{document.name} links to {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+            anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in anchors, f"{document.name} links to {target}"
+
+
+def test_the_make_targets_that_are_shown_exist() -> None:
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    shown = {word for path in DOCUMENTS for word in re.findall(r"(?:\$ |`)make (\w+)", path.read_text())}
+    assert shown
+    assert shown <= targets
+
+
+def test_the_changelog_tells_of_this_version() -> None:
+    assert re.search(rf"^## .*{re.escape(__version__)}", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+
+
+def test_each_dependency_has_its_reason() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [
+        *project["dependencies"],
+        *(name for extra in project["optional-dependencies"].values() for name in extra),
+    ]
+    reasons = section("CONTRIBUTING.md", "Dependencies")
+    for requirement in wanted:
+        name = re.split(r"[<>=\[]", requirement)[0]
+        assert re.search(rf"^\| {re.escape(name)} ", reasons, re.MULTILINE), name
