@@ -4,8 +4,8 @@ Usually a line through `cat` in a session that stays open. Opening it does two m
 sets TCP_NODELAY on a connection only when a session starts (without one, small replies wait 40 ms for delayed
 ACKs), and an open channel keeps a server's UnusedConnectionTimeout away.
 
-Where no session is allowed, a remote forward on a port of the server's choice is asked for and taken back:
-one round trip, whether it is granted or refused, and sshd logs neither.
+Where no session is allowed, and until a slow login shell has started, a remote forward on a port of the server's
+choice is asked for and taken back: one round trip, whether it is granted or refused, and sshd logs neither.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from holdfast.openssh.control_socket import ControlSocket, ForwardRefused
 
 # Understood by every login shell, fish and tcsh included; leaves by itself when its input ends.
 _ECHO = "exec cat"
-# Seconds that a login shell may take to start before another proof is tried (conda in ~/.bashrc takes two).
-_SHELL_START = 4.0
+_LINE = b"holdfast %d"
+# Bytes of one line over there that are looked at; login files may print what they like.
+_LONGEST_LINE = 4096
 _PROBE = Forward(Kind.REMOTE, Address("127.0.0.1", 0), Address("127.0.0.1", 9))
 
 
@@ -42,71 +43,6 @@ class Heartbeat(Protocol):
         """
 
     def close(self) -> None: ...
-
-
-class SessionHeartbeat:
-    """Lines through a session. Output of noisy login files is passed over: only our own lines count."""
-
-    fast_path = True
-
-    def __init__(
-        self, control: ControlSocket, write: int, reader: asyncio.StreamReader, read: asyncio.ReadTransport
-    ):
-        self._control = control
-        self._write = write
-        self._reader = reader
-        self._read = read
-        self._count = 0
-
-    @classmethod
-    async def start(cls, path: Path, timeout: float) -> Self:
-        """Opens the session. Raises ForwardRefused where the server allows none, MasterError."""
-        control = await ControlSocket.connect(path)
-        far_stdin, write = os.pipe()
-        read, far_stdout = os.pipe()
-        os.set_blocking(write, False)
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        try:
-            await control.start_session(_ECHO, (far_stdin, far_stdout, nowhere), timeout)
-        except BaseException:
-            control.close()
-            os.close(write)
-            os.close(read)
-            raise
-        finally:
-            for descriptor in (far_stdin, far_stdout, nowhere):
-                os.close(descriptor)
-        reader = asyncio.StreamReader()
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read, "rb", buffering=0)
-        )
-        return cls(control, write, reader, transport)
-
-    async def beat(self, timeout: float) -> float:
-        self._count += 1
-        line = b"holdfast %d\n" % self._count
-        clock = asyncio.get_running_loop().time
-        sent = clock()
-        try:
-            os.write(self._write, line)
-            async with asyncio.timeout(timeout):
-                while (received := await self._reader.readline()) != line:
-                    if not received:
-                        raise HeartbeatEnded("the session on the far side ended")
-        except TimeoutError:
-            raise MasterError(f"no heartbeat came back within {timeout:g} s") from None
-        except BrokenPipeError:
-            raise HeartbeatEnded("the session on the far side ended") from None
-        except BlockingIOError:
-            raise MasterError("no heartbeat is taken any more") from None
-        except ValueError:
-            raise HeartbeatEnded("the session on the far side talks without end") from None
-        return clock() - sent
-
-    def close(self) -> None:
-        self._read.close()
-        os.close(self._write)
-        self._control.close()
 
 
 class ForwardHeartbeat:
@@ -131,21 +67,128 @@ class ForwardHeartbeat:
         """The control socket is the link's, and stays."""
 
 
+class SessionHeartbeat:
+    """Lines through a session; until the first has come back, `forwards`.
+
+    What noisy login files print is passed over. A shell that never answers is slow, or a forced command; its
+    session stays open all the same.
+    """
+
+    fast_path = True
+
+    def __init__(self, control: ControlSocket, forwards: ForwardHeartbeat, write: int, echo: _Echo) -> None:
+        self._control = control
+        self._forwards = forwards
+        self._write = write
+        self._echo = echo
+        self._sent = 0
+        self._send()
+
+    @classmethod
+    async def start(cls, path: Path, forwards: ForwardHeartbeat, timeout: float) -> Self:
+        """Opens the session, over the master at `path`, and sends a first line.
+
+        Raises ForwardRefused where the server allows none, MasterError.
+        """
+        control = await ControlSocket.connect(path)
+        far_stdin, write = os.pipe()
+        read, far_stdout = os.pipe()
+        os.set_blocking(write, False)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        try:
+            await control.start_session(_ECHO, (far_stdin, far_stdout, nowhere), timeout)
+        except BaseException:
+            control.close()
+            os.close(write)
+            os.close(read)
+            raise
+        finally:
+            for descriptor in (far_stdin, far_stdout, nowhere):
+                os.close(descriptor)
+        _, echo = await asyncio.get_running_loop().connect_read_pipe(_Echo, os.fdopen(read, "rb", buffering=0))
+        return cls(control, forwards, write, echo)
+
+    async def beat(self, timeout: float) -> float:
+        if not self._echo.last:
+            return await self._forwards.beat(timeout)
+        clock = asyncio.get_running_loop().time
+        sent = clock()
+        number = self._send()
+        try:
+            async with asyncio.timeout(timeout):
+                while self._echo.last < number:
+                    if self._echo.ended:
+                        raise HeartbeatEnded("the session on the far side ended")
+                    await self._echo.changed.wait()
+                    self._echo.changed.clear()
+        except TimeoutError:
+            raise MasterError(f"no heartbeat came back within {timeout:g} s") from None
+        return clock() - sent
+
+    def close(self) -> None:
+        self._echo.close()
+        os.close(self._write)
+        self._control.close()
+
+    def _send(self) -> int:
+        self._sent += 1
+        try:
+            os.write(self._write, _LINE % self._sent + b"\n")
+        except BrokenPipeError:
+            raise HeartbeatEnded("the session on the far side ended") from None
+        except BlockingIOError:
+            raise MasterError("no heartbeat is taken any more") from None
+        return self._sent
+
+
+class _Echo(asyncio.Protocol):
+    """The session's output: the number of our last line that came back."""
+
+    def __init__(self) -> None:
+        self.last = 0
+        self.ended = False
+        self.changed = asyncio.Event()
+        self._transport: asyncio.ReadTransport | None = None
+        self._partial = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.ReadTransport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        *lines, self._partial = (self._partial + data)[-_LONGEST_LINE:].split(b"\n")
+        for line in lines:
+            word, _, number = line.partition(b" ")
+            if word == b"holdfast" and number.isdigit():
+                self.last = max(self.last, int(number[:18]))
+        self.changed.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        self.ended = True
+        self.changed.set()
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+
 async def start(control: ControlSocket, path: Path, timeout: float) -> tuple[Heartbeat, float]:
     """The heartbeat that works over the master at `path`, and its first round trip in seconds.
 
     `control` is a connection to the same master. Raises MasterError when nothing came back within `timeout`.
     """
-    session: SessionHeartbeat | None = None
-    had_session = True
+    forwards = ForwardHeartbeat(control, fast_path=True)
+    # Both at once: the second packet has the server's answer to the first acknowledged without delay (40 ms).
+    opening = asyncio.ensure_future(SessionHeartbeat.start(path, forwards, timeout))
     try:
-        session = await SessionHeartbeat.start(path, timeout)
-        return session, await session.beat(min(timeout, _SHELL_START))
+        round_trip = await forwards.beat(timeout)
+    except BaseException:
+        opening.cancel()
+        await asyncio.wait([opening])
+        if not opening.cancelled() and opening.exception() is None:
+            opening.result().close()
+        raise
+    try:
+        return await opening, round_trip
     except ForwardRefused:
-        had_session = False
-    except MasterError:
-        if session is None:
-            raise
-        session.close()  # a forced command, or a shell too slow: sshd has set TCP_NODELAY for it all the same
-    forwards = ForwardHeartbeat(control, fast_path=had_session)
-    return forwards, await forwards.beat(timeout)
+        return ForwardHeartbeat(control, fast_path=False), round_trip
