@@ -94,6 +94,9 @@ class Sshd:
             "StrictModes no",
             "UsePAM no",
             "LogLevel VERBOSE",
+            # The login files of whoever runs the tests are none of their business, nor are they to be killed in
+            # the middle (pyenv leaves a lock behind).
+            f"SetEnv HOME={self.home}",
         ]
         (self.home / "sshd_config").write_text("\n".join(settings) + "\n")
         with self.log.open("ab") as log:

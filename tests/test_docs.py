@@ -17,7 +17,7 @@ from holdfast import __version__
 from holdfast.cli.main import COMMANDS
 from holdfast.cli.main import holdfast as program
 from holdfast.control import ForwardStatus, TunnelStatus, check_host
-from holdfast.errors import Exit
+from holdfast.errors import Exit, UsageError
 from holdfast.forward import Kind, parse
 from holdfast.keeper.states import LINK, ForwardState, LinkEvent, LinkState
 from tests.conftest import Run, Web, tunnel
@@ -126,7 +126,7 @@ def test_documents_show_commands_of_every_kind() -> None:
 
 def test_a_wrong_command_would_be_noticed() -> None:
     for wrong in ("up lab --nope", "status -x", "nope", "keeper nope", "up"):
-        with pytest.raises(click.UsageError):
+        with pytest.raises((click.UsageError, UsageError)):
             resolve(wrong.split())
 
 

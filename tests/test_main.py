@@ -117,3 +117,9 @@ def test_status_of_a_tunnel_that_is_down_says_so(holdfast: Run) -> None:
 def test_status_starts_no_keeper_when_nothing_is_wanted(holdfast: Run, home: Path) -> None:
     assert holdfast("status").returncode == 0
     assert not (home / "run").exists()
+
+
+def test_a_misspelt_command_is_guessed(holdfast: Run) -> None:
+    result = holdfast("statsu")
+    assert result.returncode == 2
+    assert "did you mean holdfast status" in result.stderr

@@ -447,3 +447,20 @@ def test_only_the_forward_that_has_a_trouble_is_complained_of(holdfast: Run, ssh
     up = holdfast("up", "-F", str(sshd.config), "lab", f"{free_port()}:{web.port}", f"{free_port()}:{target}")
     assert up.stderr.splitlines()[0] == f"holdfast: nothing listens at 127.0.0.1:{target} on lab yet"
     assert len(up.stderr.splitlines()) == 2
+
+
+def test_a_slow_login_shell_is_not_waited_for(holdfast: Run, sshd: Sshd, web: Web, home: Path) -> None:
+    (home / ".bashrc").write_text(f"touch {home}/started; sleep 60; touch {home}/finished\n")
+    port = free_port()
+    up = holdfast("up", "-F", str(sshd.config), "lab", f"{port}:{web.port}", "--json")
+    assert tunnel(up)["state"] == "up"
+    wait_for(lambda: (home / "started").exists(), "the login shell to be started")
+    assert tunnel(holdfast("status", "--json"))["state"] == "up"
+    assert get(port) == b"hello"
+    assert not (home / "finished").exists()
+
+
+def test_a_port_where_the_host_belongs_is_noticed(holdfast: Run) -> None:
+    result = holdfast("up", "8888")
+    assert result.returncode == 2
+    assert "holdfast up HOST 8888" in result.stderr

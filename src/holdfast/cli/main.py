@@ -5,6 +5,7 @@ A subcommand's module is imported when it is asked for, so that `status` pays fo
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import sys
@@ -12,7 +13,7 @@ from typing import NoReturn
 
 import click
 
-from holdfast.errors import Exit, HoldfastError
+from holdfast.errors import Exit, HoldfastError, UsageError
 from holdfast.version import __version__
 
 # Each subcommand and where it is. To add one: a function in a module of this folder, and its line here.
@@ -36,9 +37,11 @@ class Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:  # noqa: ARG002
         if cmd_name not in COMMANDS:
-            return None
+            near = difflib.get_close_matches(cmd_name, COMMANDS, 1)
+            hint = f"did you mean holdfast {near[0]}" if near else "holdfast --help"
+            raise UsageError(f"there is no command '{cmd_name[:60]}'", hint)
         module, _, name = COMMANDS[cmd_name].partition(":")
         command: click.Command = getattr(importlib.import_module(module), name)
         return command
@@ -64,7 +67,7 @@ def run() -> NoReturn:
 def main(words: list[str]) -> int:
     """Runs one command line; the exit code."""
     if sys.platform == "win32":
-        complain("Windows' OpenSSH has no ControlMaster, which holdfast is built on", "inside WSL it works")
+        complain("Windows' OpenSSH has no ControlMaster, which holdfast is built on", "inside WSL it should work")
         return Exit.FAILED
     try:
         code = holdfast.main(args=words, prog_name="holdfast", standalone_mode=False)

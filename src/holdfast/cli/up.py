@@ -44,12 +44,12 @@ WORKS = ("up", "no service")
 @click.option("--no-wait", is_flag=True, help="return at once; it comes up in the background")
 @click.option("--expose", is_flag=True, help="allow listening on addresses that other machines can reach")
 @click.option("--json", "as_json", is_flag=True, help="print the tunnel's status as JSON")
-@click.option("-F", "config", metavar="FILE", help="passed on to ssh, like the following")
-@click.option("-o", "settings", multiple=True, metavar="OPTION=VALUE")
-@click.option("-p", "port", metavar="PORT")
-@click.option("-i", "identities", multiple=True, metavar="FILE")
-@click.option("-J", "jump", metavar="HOST")
-@click.option("-l", "login", metavar="USER")
+@click.option("-F", "config", metavar="FILE", help="ssh's: the configuration file")
+@click.option("-o", "settings", multiple=True, metavar="OPTION=VALUE", help="ssh's: any option of ssh_config")
+@click.option("-p", "port", metavar="PORT", help="ssh's: the port of its sshd")
+@click.option("-i", "identities", multiple=True, metavar="FILE", help="ssh's: the key")
+@click.option("-J", "jump", metavar="HOST", help="ssh's: the jump host")
+@click.option("-l", "login", metavar="USER", help="ssh's: the user over there")
 def up(
     host: str,
     forwards: tuple[str, ...],
@@ -74,6 +74,8 @@ def up(
     0:8888 (any free port here) or [::1]:8888:localhost:8888. With none: those it had, else the host's own
     LocalForward lines, else 8888. Doing it again changes nothing; other forwards are added.
     """
+    if host.isdigit():
+        raise UsageError(f"'{host}' is a port, not a host", f"did you mean holdfast up HOST {host}")
     wanted = [parse(text) for text in (*forwards, *local)]
     wanted += [parse(text, Kind.REMOTE) for text in remote]
     wanted += [parse(text, Kind.DYNAMIC) for text in dynamic]
@@ -127,6 +129,8 @@ def down(words: tuple[str, ...], everything: bool) -> int:
     if everything and not client.something_is_wanted():
         return Exit.OK
     left = client.ask(Down(tuple(names), tuple(listens), everything), timeout=60, notice=complain)
+    if everything:
+        click.echo("all tunnels are down")
     kept = {tunnel["name"] for tunnel in left}
     for name in names:
         click.echo(f"{name}: {', '.join(listens)} closed" if name in kept else f"{name} is down")
@@ -162,6 +166,8 @@ class _Waiting:
 
     def show(self, tunnel: TunnelStatus) -> None:
         self._last = tunnel
+        if tunnel["state"] in WORKS:  # only a further forward is waited for
+            return
         if self._rewrites:
             click.echo(f"\r\033[K{render.waiting_line(tunnel, _now())}", err=True, nl=False)
         elif tunnel["reason"] and tunnel["reason"] != self._told:

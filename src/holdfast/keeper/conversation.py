@@ -141,7 +141,7 @@ class Conversation:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ADOPTION):
                 await self._keeper.wait_until(
-                    lambda: not any(tunnel.link.is_restored for tunnel in self._keeper.tunnels.values()),
+                    lambda: not any(tunnel.is_being_opened for tunnel in self._keeper.tunnels.values()),
                     lambda: None,
                 )
 

@@ -308,7 +308,7 @@ class Attempt:
             if not self._late:
                 trouble = Trouble(
                     f"{self.link.host} does not answer any more",
-                    "it may come back by itself; holdfast goes on trying",
+                    "it may come back by itself; `holdfast restart` makes a new connection at once",
                     Remedy.RETRY,
                 )
                 self._report(LinkEvent.LATE, trouble)

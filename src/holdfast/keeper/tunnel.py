@@ -39,6 +39,12 @@ class Tunnel:
             return all(forward.state is not ForwardState.CLOSED for forward in self.forwards)
         return link.state in (LinkState.NEEDS_LOGIN, LinkState.FAILED)
 
+    @property
+    def is_being_opened(self) -> bool:
+        """Whether its master is being found again, or has not yet answered for all its forwards."""
+        link = self.link
+        return link.is_restored or (link.state is LinkState.UP and not self.is_settled)
+
     def has(self, forward: Forward) -> bool:
         """Whether `forward` is among its own, as asked for or as it became (a port for 0)."""
         return any(forward in (own.asked, own.forward) for own in self.forwards)
