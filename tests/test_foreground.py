@@ -105,6 +105,18 @@ def test_a_terminal_that_is_closed_at_the_prompt_leaves_nothing_behind(
     wait_for(lambda: masters(home) == [], "ssh to be gone")
 
 
+def test_a_tunnel_that_is_taken_down_during_its_login_leaves_no_master(
+    typed: Typed, holdfast: Run, sshd: Sshd, home: Path, secret_key: None
+) -> None:
+    terminal = typed("up", "-F", str(sshd.config), "lab", f"{free_port()}:1")
+    terminal.expect("Enter passphrase")
+    assert holdfast("down", "lab").returncode == 0
+    terminal.sendline("secret")
+    terminal.expect("was taken down meanwhile")
+    assert finish(terminal) == 1
+    wait_for(lambda: masters(home) == [], "the master to be gone")
+
+
 def test_of_two_terminals_one_logs_in_and_both_get_their_tunnel(
     typed: Typed, sshd: Sshd, web: Web, secret_key: None
 ) -> None:

@@ -61,7 +61,9 @@ class Conversation:
         self._stop = stop
         self._reader = reader
         self._writer = writer
+        # The answer to a login that the client was asked for, and the socket of the master that it makes.
         self._login: asyncio.Future[int] | None = None
+        self._login_socket = Path()
         self._broke_off = False
 
     async def run(self) -> None:
@@ -76,10 +78,12 @@ class Conversation:
             if not line:
                 return
             request = decode_request(line)
-            answering = asyncio.ensure_future(self._answer(request))
-            listening = asyncio.ensure_future(self._listen())
+            answering = asyncio.create_task(self._answer(request))
+            listening = asyncio.create_task(self._listen())
             try:
                 await asyncio.wait([answering, listening], return_when=asyncio.FIRST_COMPLETED)
+                if answering.done() and self._login is not None and not self._login.done():
+                    await self._end_unwanted(self._login, listening)
             finally:
                 for task in (answering, listening):
                     task.cancel()
@@ -98,14 +102,21 @@ class Conversation:
         finally:
             self._writer.close()
 
-    async def log_in(self, argv: list[str], log: Path) -> int:
+    async def log_in(self, argv: list[str], socket: Path, log: Path) -> int:
         """Has the client run `argv` in its terminal; ssh's exit status. Raises LoginFailed when it goes away."""
-        self._login = asyncio.get_running_loop().create_future()
+        self._login, self._login_socket = asyncio.get_running_loop().create_future(), socket
         self._say(Answer(login=LoginOrder(argv=argv, log=str(log))))
-        try:
-            return await self._login
-        finally:
-            self._login = None
+        return await asyncio.shield(self._login)
+
+    async def _end_unwanted(self, login: asyncio.Future[int], listening: asyncio.Task[None]) -> None:
+        """The tunnel was taken down during the login: waits for its end, and ends the master that it made."""
+        login.add_done_callback(lambda _: listening.cancel())
+        await asyncio.wait([listening])
+        if login.done():
+            login.exception()  # nobody else asks
+        found = await master.adopt(self._login_socket, ours=True)
+        if found is not None:
+            await master.end(found)
 
     async def _listen(self) -> None:
         """Hears the rest of what the client says, until it goes away or talks nonsense."""
@@ -121,7 +132,7 @@ class Conversation:
 
     async def _answer(self, request: Request) -> list[TunnelStatus]:
         if isinstance(request, Down | Restart | Status):
-            await self._find_masters_again()
+            await self._find_masters_again(request.names)
         match request:
             case Up():
                 return await self._up(request)
@@ -136,13 +147,14 @@ class Conversation:
             case LoginEnded():
                 raise KeeperError("no login was asked for")
 
-    async def _find_masters_again(self) -> None:
-        """Gives a keeper that has just started the time to adopt what one before it left."""
+    async def _find_masters_again(self, names: tuple[str, ...]) -> None:
+        """Gives a keeper that has just started the time to adopt what one before it left. No names: all."""
+        tunnels = self._keeper.tunnels
+        chosen = [tunnels[name] for name in names or tunnels if name in tunnels]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ADOPTION):
                 await self._keeper.wait_until(
-                    lambda: not any(tunnel.is_being_opened for tunnel in self._keeper.tunnels.values()),
-                    lambda: None,
+                    lambda: not any(tunnel.is_being_opened for tunnel in chosen), lambda: None
                 )
 
     async def _up(self, request: Up) -> list[TunnelStatus]:
@@ -210,11 +222,21 @@ class Conversation:
 
         for link in links:
             link.terminals += [self] if terminal else []
+
+        def is_gone(tunnel: Tunnel) -> bool:
+            return self._keeper.tunnels.get(tunnel.name) is not tunnel
+
         try:
-            await self._keeper.wait_until(lambda: all(tunnel.is_settled for tunnel in tunnels), tell)
+            await self._keeper.wait_until(
+                lambda: all(tunnel.is_settled or is_gone(tunnel) for tunnel in tunnels), tell
+            )
         finally:
             for link in links:
                 link.terminals = [other for other in link.terminals if other is not self]
+        for tunnel in filter(is_gone, tunnels):
+            raise HoldfastError(
+                f"the tunnel '{tunnel.name}' was taken down meanwhile", f"holdfast up {tunnel.name}"
+            )
 
     def _greet(self) -> None:
         notice, self._keeper.notice = self._keeper.notice, ""

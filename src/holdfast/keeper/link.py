@@ -40,7 +40,7 @@ HANDSHAKES = 8
 class Terminal(Protocol):
     """A client at whose terminal a person can log in."""
 
-    async def log_in(self, argv: list[str], log: Path) -> int:
+    async def log_in(self, argv: list[str], socket: Path, log: Path) -> int:
         """ssh's exit status. Raises LoginFailed when the client goes away."""
 
 
@@ -237,7 +237,7 @@ class Attempt:
                 if failure.trouble.remedy is not Remedy.LOGIN or not link.terminals:
                     raise
         argv = build(options=link.options, socket=socket, log=log, in_terminal=True)
-        status = await link.terminals[0].log_in(argv, log)
+        status = await link.terminals[0].log_in(argv, socket, log)
         return await master.after_terminal_login(socket, status, link.host)
 
     async def _prove(self) -> None:

@@ -152,9 +152,11 @@ async def adopt(socket: Path, *, ours: bool) -> Master | None:
     """The master that lives at `socket`, or None. A stale socket of ours is removed."""
     try:
         control = await ControlSocket.connect(socket)
-    except (OSError, MasterError):
+    except OSError:
         if ours:
             _forget(socket, _log_of(socket))
+        return None
+    except MasterError:  # it lives, and doesn't answer
         return None
     try:
         pid = await control.alive()
