@@ -1359,3 +1359,12 @@ def test_a_unix_socket_that_is_not_there_is_refused_without_a_reason(sshd: Sshd)
 )
 def test_the_last_refusal_decides(log: str, expected: Refusal) -> None:
     assert refusal(log) is expected
+
+
+def test_the_log_lines_of_newer_versions_are_understood() -> None:
+    # ssh 10 names the program beside the pid.
+    log = (
+        "debug1: sshconnect.c:verify_host_key():1527 (bin=ssh, pid=1): Server host key: ssh-ed25519 SHA256:abc\n"
+        "Host key verification failed.\n"
+    )
+    assert "SHA256:abc" in diagnose(log, "lab").reason

@@ -108,7 +108,7 @@ def _clean(line: str) -> str:
     """`line` as it may be shown; LogVerbose's `file.c:function():1 (pid=1): ` becomes ssh's `function: `."""
     line = "".join(c if c.isprintable() else " " for c in line[:_LONGEST_LINE]).strip()
     line = re.sub(r"^debug[123]: ", FORCED, line)
-    return re.sub(rf"^({FORCED})?[\w.-]{{1,48}}:(\w{{1,48}})\(\):\d+ \(pid=\d+\): ", r"\1\2: ", line)
+    return re.sub(rf"^({FORCED})?[\w.-]{{1,48}}:(\w{{1,48}})\(\):\d+ \((?:bin=\S+ )?pid=\d+\): ", r"\1\2: ", line)
 
 
 def _capped(value: str) -> str:
