@@ -178,15 +178,15 @@ def decode_request(line: bytes) -> Request:
     return fill(REQUESTS[name], record)
 
 
-def fill(kind: type[Record], fields: dict[str, Any]) -> Record:
-    """The named tuple `kind` with these `fields`, as they come out of JSON.
+def fill(kind: type[Record], fields: dict[str, Any], **given: Any) -> Record:
+    """The named tuple `kind` with these `fields`, as they come out of JSON, and with those `given`.
 
     Raises KeeperError unless they are all there, no others, each of its type.
     """
-    hints = get_type_hints(kind)
+    hints = {name: hint for name, hint in get_type_hints(kind).items() if name not in given}
     if fields.keys() != hints.keys():
         raise KeeperError(f"its fields must be exactly these: {', '.join(hints) or 'none'}")
-    return kind(**{name: _checked(fields[name], hint, name) for name, hint in hints.items()})
+    return kind(**given, **{name: _checked(fields[name], hint, name) for name, hint in hints.items()})
 
 
 def encode(record: object) -> bytes:

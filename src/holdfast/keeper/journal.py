@@ -29,16 +29,6 @@ class SavedForward(NamedTuple):
     forward: Forward
 
 
-class _TunnelFields(NamedTuple):
-    name: str
-    host: str
-    options: tuple[str, ...]
-    environment: dict[str, str]
-    wanted: bool
-    drops: int
-    up_since: str
-
-
 class SavedTunnel(NamedTuple):
     """`up_since` is when it came up, in ISO 8601, or '' when it wasn't up."""
 
@@ -149,9 +139,9 @@ def _decode(record: dict[str, Any]) -> Saved:
 
 def _tunnel(fields: dict[str, Any]) -> SavedTunnel:
     pairs = fields.pop("forwards")
-    bare = fill(_TunnelFields, fields)
-    check_name(bare.name)
-    check_host(bare.host)
-    check_options(bare.options)
     forwards = tuple(SavedForward(*(decode_forward(tuple(end)) for end in pair)) for pair in pairs)
-    return SavedTunnel(**bare._asdict(), forwards=forwards)
+    tunnel = fill(SavedTunnel, fields, forwards=forwards)
+    check_name(tunnel.name)
+    check_host(tunnel.host)
+    check_options(tunnel.options)
+    return tunnel

@@ -129,7 +129,8 @@ async def start(argv: Sequence[str], socket: Path, log: Path, host: str, environ
         async with asyncio.timeout(LOGIN):
             said = await _first_line(process)
         if said.strip() != command.READY:
-            await asyncio.to_thread(process.wait, 5)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                await asyncio.to_thread(process.wait, DYING)
             raise LoginFailed(diagnose(log.read_text(errors="replace"), host))
         control = await ControlSocket.connect(socket)
         pid = await control.alive()
@@ -284,9 +285,11 @@ async def _run(argv: Sequence[str], environment: Mapping[str, str], timeout: flo
     try:
         async with asyncio.timeout(timeout):
             printed, errors = await process.communicate()
-    except TimeoutError:
-        process.kill()
+    except BaseException as error:
+        kill_with_children(process.pid)
         await process.wait()
+        if not isinstance(error, TimeoutError):
+            raise
         raise LoginFailed(
             Trouble(
                 f"'{' '.join(argv)}' took longer than {timeout:g} s",
