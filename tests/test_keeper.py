@@ -48,6 +48,7 @@ def test_the_next_command_starts_a_keeper_that_adopts_the_master(
     kill_keeper()
     after = tunnel(holdfast("status", "--json"))
     assert (after["state"], after["master_pid"]) == ("up", before["master_pid"])
+    assert after["since"] == before["since"]
     assert holdfast("down", "lab").returncode == 0
     assert masters(home) == []
     assert not is_open(port)

@@ -320,7 +320,9 @@ class Keeper:
 
     def _note_changes(self) -> None:
         for tunnel in self.tunnels.values():
-            if not tunnel.link.is_restored:  # till then, whether what was true before still is has to be found out
+            # What was true before a keeper's restart has to be found out again: that is no change.
+            tunnel.is_restored = tunnel.is_restored and tunnel.is_being_opened
+            if not tunnel.is_restored:
                 tunnel.tell_change()
 
     async def restore(self) -> None:
@@ -347,7 +349,7 @@ class Keeper:
             tunnel.link.environment = record.environment
             tunnel.link.forwards += tunnel.forwards
             self.tunnels[record.name] = tunnel
-            tunnel.link.is_restored = True
+            tunnel.is_restored = tunnel.link.is_restored = True
             if record.up_since:
                 tunnel.told, tunnel.since = LinkState.UP, datetime.fromisoformat(record.up_since)
         self._saved = saved

@@ -23,6 +23,8 @@ class Tunnel:
     link: Link
     forwards: list[OpenForward] = field(default_factory=list)
     drops: int = 0
+    # The keeper has just started, and is finding out what is still true of it.
+    is_restored: bool = False
     # What was last told in its log, and since when that is so.
     told: str = ""
     since: datetime = field(default_factory=lambda: datetime.now().astimezone())
