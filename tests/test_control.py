@@ -42,7 +42,7 @@ REQUESTS: st.SearchStrategy[Request] = st.one_of(
     st.builds(Restart, WORDS, ENVIRONMENTS, FLAGS),
     st.builds(Status, WORDS),
     st.just(Stop()),
-    st.builds(LoginEnded, st.integers(-255, 255)),
+    st.builds(LoginEnded, st.integers(0, 9), st.integers(-255, 255)),
 )
 
 
@@ -68,7 +68,7 @@ JSON = st.recursive(
 )
 
 
-@given(st.sampled_from([UP, Down((), (), False), Status(()), LoginEnded(0)]), st.data())
+@given(st.sampled_from([UP, Down((), (), False), Status(()), LoginEnded(1, 0)]), st.data())
 def test_a_request_with_one_field_replaced_by_any_json_is_a_request_or_a_keeper_error(
     request: Request, data: st.DataObject
 ) -> None:
@@ -164,7 +164,7 @@ def test_a_field_of_the_wrong_type_is_an_error_that_names_it(field: str, value: 
 @pytest.mark.parametrize("status", [True, 1.0, "0", None])
 def test_the_exit_status_of_a_login_is_a_whole_number(status: object) -> None:
     with pytest.raises(KeeperError, match="status"):
-        decode_request(json.dumps({"request": "login_ended", "status": status}).encode())
+        decode_request(json.dumps({"request": "login_ended", "number": 1, "status": status}).encode())
 
 
 def test_an_error_comes_out_as_it_went_in() -> None:

@@ -117,6 +117,34 @@ def test_a_tunnel_that_is_taken_down_during_its_login_leaves_no_master(
     wait_for(lambda: masters(home) == [], "the master to be gone")
 
 
+def test_a_restart_during_a_login_leaves_one_master(
+    typed: Typed, holdfast: Run, sshd: Sshd, web: Web, home: Path, secret_key: None
+) -> None:
+    first = typed("up", "-F", str(sshd.config), "lab", f"{free_port()}:{web.port}")
+    first.expect("Enter passphrase")
+    second = typed("restart", "lab")
+    second.expect("connecting")
+    first.sendline("secret")  # for a login that nobody waits for any more
+    first.expect("Enter passphrase")
+    first.sendline("secret")
+    assert finish(first) == 0
+    assert finish(second) == 0
+    wait_for(
+        lambda: masters(home) == [tunnel(holdfast("status", "--json"))["master_pid"]], "one master to be left"
+    )
+
+
+def test_a_login_in_a_terminal_is_the_only_one(
+    typed: Typed, holdfast: Run, sshd: Sshd, web: Web, secret_key: None
+) -> None:
+    holdfast("up", "nowhere.invalid", "--no-wait")  # the keeper runs already
+    terminal = typed("up", "-F", str(sshd.config), "lab", f"{free_port()}:{web.port}")
+    terminal.expect("Enter passphrase")
+    terminal.sendline("secret")
+    assert finish(terminal) == 0
+    assert sshd.log.read_text().count("Connection from") == 1
+
+
 def test_of_two_terminals_one_logs_in_and_both_get_their_tunnel(
     typed: Typed, sshd: Sshd, web: Web, secret_key: None
 ) -> None:

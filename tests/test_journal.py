@@ -233,6 +233,8 @@ def test_a_file_with_a_wrong_tunnel_is_kept_aside(change: dict[str, object]) -> 
         {"wanted": "no"},
         {"drops": "three"},
         {"up_since": None},
+        {"up_since": "garbage"},
+        {"up_since": "2026-01-01T00:00:00"},
     ],
     ids=str,
 )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Callable, Mapping
@@ -281,3 +283,99 @@ def test_a_heartbeat_session_that_is_killed_over_there_costs_nothing(port: int, 
     assert (before["state"], after["state"]) == ("up", "up")
     assert after["drops"] == 0
     assert get(port) == b"hello"
+
+
+def test_two_restarts_at_once_leave_one_master_that_serves(port: int, holdfast: Run, home: Path) -> None:
+    pid = tunnel(holdfast("status", "--json"))["master_pid"]
+    os.kill(pid, signal.SIGSTOP)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        restarts = [pool.submit(holdfast, "restart", "lab") for _ in range(2)]
+        for restart in restarts:
+            restart.result()
+    wait_for(lambda: tunnel(holdfast("status", "--json"))["state"] == "up", "the tunnel to be up")
+    assert masters(home) == [tunnel(holdfast("status", "--json"))["master_pid"]]
+    assert get(port) == b"hello"
+
+
+def test_a_down_that_the_keepers_death_interrupts_is_finished_by_the_next(
+    port: int, holdfast: Run, kill_keeper: Kill, home: Path
+) -> None:
+    pid = tunnel(holdfast("status", "--json"))["master_pid"]
+    os.kill(pid, signal.SIGSTOP)
+    down = threading.Thread(target=holdfast, args=("down", "lab"))
+    down.start()
+    state = home / "state" / "state.json"
+    wait_for(lambda: '"wanted": false' in state.read_text(), "the wish to be saved")
+    kill_keeper()
+    down.join()
+    os.kill(pid, signal.SIGCONT)
+    holdfast("status")
+    wait_for(lambda: masters(home) == [], "the master to be gone")
+    assert not is_open(port)
+
+
+def test_a_master_of_ours_that_does_not_answer_a_new_keeper_is_replaced(
+    port: int, holdfast: Run, kill_keeper: Kill, home: Path
+) -> None:
+    pid = tunnel(holdfast("status", "--json"))["master_pid"]
+    os.kill(pid, signal.SIGSTOP)
+    kill_keeper()
+    wait_for(lambda: tunnel(holdfast("status", "--json"))["state"] == "up", "the tunnel to be up", 30)
+    assert masters(home) == [tunnel(holdfast("status", "--json"))["master_pid"]]
+    assert masters(home) != [pid]
+    assert get(port) == b"hello"
+
+
+def test_what_has_taken_the_place_of_a_listening_socket_is_left_alone(
+    holdfast: Run, sshd: Sshd, web: Web, home: Path
+) -> None:
+    for place in ("file", "folder"):
+        path = home / f"{place}.sock"
+        holdfast("up", "-F", str(sshd.config), "lab", f"{path}:127.0.0.1:{web.port}", "--name", place)
+        path.unlink()
+    (home / "file.sock").write_text("precious")
+    (home / "folder.sock").mkdir()
+    assert holdfast("down", "--all").returncode == 0
+    assert (home / "file.sock").read_text() == "precious"
+    assert (home / "folder.sock").is_dir()
+    assert masters(home) == []
+
+
+def test_a_shell_that_talks_before_it_obeys_fails_no_login(
+    holdfast: Run, sshd: Sshd, web: Web, home: Path
+) -> None:
+    talkative = home / "shell"
+    talkative.write_text('#!/bin/sh\necho "welcome, friend"\nexec /bin/sh "$@"\n')
+    talkative.chmod(0o755)
+    up = holdfast("up", "-F", str(sshd.config), "lab", f"{free_port()}:{web.port}", SHELL=str(talkative))
+    assert up.returncode == 0, up.stderr
+
+
+def test_targets_that_swallow_connections_hold_up_neither_status_nor_each_other(
+    holdfast: Run, sshd: Sshd, web: Web
+) -> None:
+    full = socket.create_server(("127.0.0.1", 0), backlog=0)
+    waiting = []
+    for _ in range(4):  # its queue is full: further connections are neither taken nor refused
+        client = socket.socket()
+        client.setblocking(False)
+        client.connect_ex(full.getsockname())
+        waiting.append(client)
+    try:
+        target, port = full.getsockname()[1], free_port()
+        forwards = [f"{free_port()}:{target}" for _ in range(6)]
+        holdfast("up", "-F", str(sshd.config), "lab", *forwards, f"{port}:{web.port}", "--no-wait")
+        wait_for(lambda: is_open(port), "the last forward to listen", 5)
+        assert holdfast("status").returncode == 3
+    finally:
+        for client in (*waiting, full):
+            client.close()
+
+
+def test_a_master_that_serves_nobodys_log_stays_small(holdfast: Run, sshd: Sshd, home: Path) -> None:
+    port, target = free_port(), free_port()
+    holdfast("up", "-F", str(sshd.config), "lab", f"{port}:{target}")
+    (log,) = (home / "run" / "m").glob("*.log")
+    with log.open("a") as file:
+        file.write("x" * 300_000)
+    wait_for(lambda: log.stat().st_size < 300_000, "the log to be emptied")

@@ -49,7 +49,7 @@ def test_socket_and_directories_are_the_users_alone(keeper: object, home: Path) 
         *(b"\n", b"garbage\n", b"\xff\x00\xfe\n", b"[]\n", b"null\n", b"{" * 5000 + b"\n", b"x" * 1_000_000),
         *(b'{"request":"up"}\n', b'{"request":[]}\n', b'{"request":"rm -rf"}\n'),
         *(b'{"request":"status","names":[1]}\n', b'{"request":"status","names":"x"}\n'),
-        *(b'{"request":"status","names":[],"more":1}\n', b'{"request":"login_ended","status":0}\n'),
+        *(b'{"request":"status","names":[],"more":1}\n', b'{"request":"login_ended","number":1,"status":0}\n'),
     ],
     ids=lambda data: data[:30].decode(errors="replace").strip() or "empty",
 )
@@ -175,3 +175,76 @@ def test_a_directory_of_somebody_else_is_not_used(holdfast: Run, home: Path) -> 
     result = holdfast("status", "lab", HOLDFAST_RUNTIME_DIR=str(home / "theirs"))
     assert result.returncode == 1
     assert "is not a directory of yours" in result.stderr
+
+
+def test_a_socket_of_another_user_is_told_nothing_and_obeyed_in_nothing(holdfast: Run, home: Path) -> None:
+    if os.getuid() != 0:
+        pytest.skip("needs root, to be another user")
+    holdfast("up", "nowhere.invalid", "--no-wait")
+    holdfast("keeper", "stop")
+    home.chmod(0o777)
+    theirs, marker = home / "theirs.sock", home / "obeyed"
+    order = {"login": {"number": 1, "argv": ["touch", str(marker)], "log": str(home / "log")}}
+    greeting = {"holdfast": "0.1.0", "protocol": 1, "pid": 1, "notice": ""}
+    code = (
+        "import os, socket, sys; os.setuid(65534); s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]);"
+        "s.listen(); os.chmod(sys.argv[1], 0o777); print(flush=True); c = s.accept()[0];"
+        "c.sendall(sys.argv[2].encode()); c.recv(9); c.sendall(sys.argv[3].encode()); c.recv(99)"
+    )
+    lines = [json.dumps(record) + "\n" for record in (greeting, order)]
+    other = subprocess.Popen(["/usr/bin/python3", "-c", code, str(theirs), *lines], stdout=subprocess.PIPE)
+    assert other.stdout is not None
+    try:
+        other.stdout.readline()
+        (home / "state" / "keeper.lock").write_text(str(theirs))
+        assert holdfast("status").returncode == 3
+        assert not marker.exists()
+    finally:
+        other.kill()
+        other.wait(10)
+        other.stdout.close()
+
+
+def test_two_state_directories_do_not_share_a_runtime_directory(holdfast: Run, home: Path) -> None:
+    holdfast("up", "nowhere.invalid", "--no-wait")
+    other = holdfast("up", "elsewhere.invalid", "--no-wait", HOLDFAST_STATE_DIR=str(home / "state2"))
+    assert other.returncode == 1
+    assert "another HOLDFAST_STATE_DIR" in other.stderr
+    wait_for(lambda: len(_keepers(home)) == 1, "the second keeper to be gone")
+
+
+def test_few_descriptors_are_told_and_survived(holdfast: Run, sshd: Sshd, web: Web, home: Path) -> None:
+    starving = (
+        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24));"
+        "sys.argv = ['holdfast.keeper', '--stay']; runpy.run_module('holdfast.keeper', run_name='__main__')"
+    )
+    keeper = subprocess.Popen(
+        [sys.executable, "-c", starving],
+        env={**os.environ, "HOLDFAST_RUNTIME_DIR": str(home / "run"), "HOLDFAST_STATE_DIR": str(home / "state")},
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_for((home / "run" / "keeper.sock").exists, "the keeper")
+        results = [
+            holdfast(
+                "up",
+                "-F",
+                str(sshd.config),
+                "lab",
+                f"0:{web.port}",
+                "--name",
+                f"t{n}",
+                "-p",
+                str(sshd.port),
+                "--timeout",
+                "3",
+            )
+            for n in range(6)
+        ]
+        assert results[0].returncode == 0
+        assert all("holdfast: " in result.stderr for result in results if result.returncode)
+        assert keeper.poll() is None
+        holdfast("down", "--all")
+    finally:
+        keeper.terminate()
+        keeper.wait(20)

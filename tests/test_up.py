@@ -309,6 +309,9 @@ BAD_INPUT = [
     ["up", "lab", "-p", "0"],
     ["up", "lab", "--timeout", "0"],
     ["up", "lab", "--timeout", "nan"],
+    ["up", "lab", "--timeout", "inf"],
+    ["up", "lab", "nosuchname:0:127.0.0.1:22"],
+    ["logs", "x" * 300],
     ["up", "lab", "--name", "8888"],
     ["up", "lab", "--name", "../x"],
     ["up", "lab", "--unknown"],
@@ -464,3 +467,19 @@ def test_a_port_where_the_host_belongs_is_noticed(holdfast: Run) -> None:
     result = holdfast("up", "8888")
     assert result.returncode == 2
     assert "holdfast up HOST 8888" in result.stderr
+
+
+def test_an_address_where_no_port_can_be_had_hangs_nobody(holdfast: Run, sshd: Sshd) -> None:
+    up = holdfast("up", "-F", str(sshd.config), "lab", "[::1%nope]:0:127.0.0.1:22")
+    assert up.returncode == 1
+    assert "no port is free" in up.stderr
+    assert holdfast("status").returncode == 0
+
+
+def test_a_port_that_was_any_is_another_when_it_has_been_taken(holdfast: Run, sshd: Sshd, web: Web) -> None:
+    first = tunnel(holdfast("up", "-F", str(sshd.config), "lab", f"0:{web.port}", "--json"))["forwards"][0]["url"]
+    holdfast("down", "lab")
+    with socket.create_server(("127.0.0.1", int(first.rpartition(":")[2]))):
+        again = holdfast("up", "lab", "--json")
+    assert again.returncode == 0
+    assert tunnel(again)["forwards"][0]["url"] != first

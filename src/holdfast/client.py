@@ -30,6 +30,7 @@ from holdfast.control import (
     error_from,
 )
 from holdfast.errors import KeeperError
+from holdfast.peer import peer_uid
 from holdfast.version import __version__
 
 # Seconds for a keeper to start listening, and for a running one to greet.
@@ -99,7 +100,7 @@ def ask(
             elif "login" in answer:
                 with clock.stopped():
                     status = log_in(answer["login"])
-                connection.send(LoginEnded(status))
+                connection.send(LoginEnded(answer["login"]["number"], status))
             elif "error" in answer:
                 raise error_from(answer["error"])
             else:
@@ -126,7 +127,8 @@ def something_is_wanted() -> bool:
     """Whether a tunnel is up or was up when the keeper ended; when in doubt, yes."""
     try:
         record = json.loads(paths.state_file().read_text())
-        return any(tunnel["wanted"] for tunnel in record["tunnels"])
+        # A master without a tunnel was being taken down when the keeper died: the next one ends it.
+        return bool(record["masters"]) or any(tunnel["wanted"] for tunnel in record["tunnels"])
     except FileNotFoundError:
         return False
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -145,6 +147,8 @@ def find() -> Connection | None:
     connected.settimeout(GREETING)
     try:
         connected.connect(path)
+        if peer_uid(connected) != os.getuid():  # it would be told our environment, and obeyed
+            raise ConnectionRefusedError
         greeting = _read_greeting(connected)
     except (FileNotFoundError, ConnectionError):
         connected.close()

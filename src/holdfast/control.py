@@ -82,8 +82,9 @@ class Stop(NamedTuple):
 
 
 class LoginEnded(NamedTuple):
-    """ssh has left the client's terminal with this exit status."""
+    """The ssh of the login order `number` has left the client's terminal, with this exit status."""
 
+    number: int
     status: int
 
 
@@ -131,6 +132,7 @@ class TunnelStatus(TypedDict):
 class LoginOrder(TypedDict):
     """Asks the client to run `argv` in its terminal, and to show what ssh writes to `log`."""
 
+    number: int
     argv: list[str]
     log: str
 

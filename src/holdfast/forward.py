@@ -125,6 +125,11 @@ def build(kind: Kind, listen: Address, target: Address | None, text: str) -> For
         names_host = listen.port and listen.host != "*"
         meant = f"did you mean {listen.port}:{listen}" if names_host else f"write it as {EXAMPLES}"
         raise UsageError(f"the forward '{text}' has no target", meant)
+    if kind is not Kind.REMOTE and not listen.path and not _is_literal(listen.host):
+        raise UsageError(
+            f"'{listen.host}' in the forward '{text}' is not an address to listen on",
+            "write an IP address, localhost, or * for every address",
+        )
     if kind is Kind.DYNAMIC and target is not None:
         raise UsageError(f"a dynamic forward has no target: '{text}'", "write it as -D 1080 or -D 127.0.0.1:1080")
     if kind is Kind.DYNAMIC and listen.path:
@@ -132,6 +137,19 @@ def build(kind: Kind, listen: Address, target: Address | None, text: str) -> For
     if target is not None and not target.path and target.port == 0:
         raise UsageError(f"port 0 can't be a target: '{text}'", "only the listening port may be 0, as in 0:8888")
     return Forward(kind, listen, target)
+
+
+def _is_literal(host: str) -> bool:
+    """Whether `host` can be listened on without asking a name server."""
+    import ipaddress
+
+    if host in ("localhost", "*"):
+        return True
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def parse_address(text: str) -> Address:

@@ -10,6 +10,7 @@ import click
 
 from holdfast import paths
 from holdfast.cli.completing import complete_tunnel
+from holdfast.control import check_name
 from holdfast.errors import HoldfastError
 
 # Seconds between looks at a log that is followed.
@@ -22,6 +23,8 @@ _LOOK = 0.2
 @click.option("-n", "--lines", default=50, show_default=True, help="how many lines from the end")
 def logs(names: tuple[str, ...], follow: bool, lines: int) -> None:
     """Shows the log of the tunnels named, or of all, in the order of time."""
+    for name in names:
+        check_name(name)
     files = {name: paths.logs_dir() / paths.log_name(name) for name in names or _all_names()}
     missing = [name for name, path in files.items() if not path.exists()]
     if missing:

@@ -79,6 +79,9 @@ def main(words: list[str]) -> int:
     except click.UsageError as error:
         complain(_lower(error.format_message()), _usage_hint(error))
         return Exit.USAGE
+    except TimeoutError:
+        complain("the keeper did not answer in time", "what it was doing: holdfast logs; or holdfast doctor")
+        return Exit.FAILED
     except (click.Abort, KeyboardInterrupt):
         return Exit.INTERRUPTED
     except BrokenPipeError:  # the reader has seen enough, as in `holdfast logs | head`

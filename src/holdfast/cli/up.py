@@ -31,6 +31,7 @@ from holdfast.errors import Exit, HoldfastError, UsageError
 from holdfast.forward import Forward, Kind, parse
 
 WORKS = ("up", "no service")
+LONGEST_TIMEOUT = 86400.0
 
 
 @click.command(short_help="bring a tunnel up, or add forwards to it")
@@ -88,8 +89,7 @@ def up(
         ("-J", [jump] if jump else []),
         ("-l", [login] if login else []),
     )
-    if not timeout > 0:
-        raise UsageError(f"the time-out is {timeout:g} seconds", "give more than 0, as in --timeout 30")
+    _check_timeout(timeout)
     request = Up(
         host=check_host(host),
         name=check_name(name) if name else "",
@@ -143,6 +143,7 @@ def down(words: tuple[str, ...], everything: bool) -> int:
 @click.option("--json", "as_json", is_flag=True, help="print their status as JSON")
 def restart(names: tuple[str, ...], timeout: float, as_json: bool) -> int:
     """Ends the connection of each tunnel and makes a new one; what it carries breaks off."""
+    _check_timeout(timeout)
     waiting = _Waiting()
     try:
         request = Restart(names, _environment(), _at_terminal())
@@ -217,6 +218,13 @@ def _complain_of(tunnel: TunnelStatus) -> Exit:
     if tunnel["state"] in WORKS:
         return Exit.OK
     return Exit.NEEDS_LOGIN if tunnel["state"] == "needs login" else Exit.FAILED
+
+
+def _check_timeout(seconds: float) -> None:
+    if not 0 < seconds <= LONGEST_TIMEOUT:
+        raise UsageError(
+            f"the time-out is {seconds:g} seconds", "give more than 0 and at most a day: --timeout 30"
+        )
 
 
 def _check_twice(forwards: Sequence[Forward]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 
@@ -14,7 +15,8 @@ def main(words: list[str]) -> int:
 
     def tell(line: str) -> None:
         if descriptor is not None:
-            os.write(descriptor, line.encode() + b"\n")
+            with contextlib.suppress(BrokenPipeError):  # whoever started us is gone
+                os.write(descriptor, line.encode() + b"\n")
             os.close(descriptor)
 
     try:

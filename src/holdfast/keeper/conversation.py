@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import traceback
 from pathlib import Path
 
+from holdfast import paths
 from holdfast.control import (
     PROTOCOL,
     Answer,
@@ -29,16 +31,16 @@ from holdfast.control import (
 )
 from holdfast.errors import HoldfastError, KeeperError, UsageError
 from holdfast.forward import Kind
-from holdfast.keeper import forwarding
+from holdfast.keeper import forwarding, journal
 from holdfast.keeper.journal import SavedTunnel
 from holdfast.keeper.keeper import DEFAULT_FORWARD, Keeper
 from holdfast.keeper.link import environment_with
 from holdfast.keeper.tunnel import Tunnel
 from holdfast.openssh import master
-from holdfast.openssh.control_socket import peer_uid
 from holdfast.openssh.diagnose import Remedy, Trouble
 from holdfast.openssh.master import LoginFailed
 from holdfast.openssh.settings import Settings
+from holdfast.peer import peer_uid
 from holdfast.version import __version__
 
 # Seconds that a client may take to say what it wants.
@@ -61,9 +63,11 @@ class Conversation:
         self._stop = stop
         self._reader = reader
         self._writer = writer
-        # The answer to a login that the client was asked for, and the socket of the master that it makes.
+        # The logins that the client was asked for and hasn't ended: the sockets of the masters they make.
+        self._orders: dict[int, Path] = {}
+        self._last_order = 0
+        # The answer to the one that somebody waits for.
         self._login: asyncio.Future[int] | None = None
-        self._login_socket = Path()
         self._broke_off = False
 
     async def run(self) -> None:
@@ -73,62 +77,85 @@ class Conversation:
             if peer_uid(connection) not in (os.getuid(), 0):
                 return
             self._greet()
-            async with asyncio.timeout(PATIENCE):
-                line = await self._reader.readline()
-            if not line:
+            request = await self._hear()
+            if request is None:
                 return
-            request = decode_request(line)
-            answering = asyncio.create_task(self._answer(request))
+            answering = asyncio.create_task(self._answer_or_say_why(request))
             listening = asyncio.create_task(self._listen())
             try:
                 await asyncio.wait([answering, listening], return_when=asyncio.FIRST_COMPLETED)
-                if answering.done() and self._login is not None and not self._login.done():
-                    await self._end_unwanted(self._login, listening)
+                while answering.done() and self._orders and not listening.done():
+                    await asyncio.wait([listening], timeout=0.1)  # a person is typing, for nobody any more
             finally:
                 for task in (answering, listening):
                     task.cancel()
                 await asyncio.wait([answering, listening])
             if not answering.cancelled():
                 self._say(Answer(done=answering.result()))
-            await self._writer.drain()
+            with contextlib.suppress(OSError):
+                await self._writer.drain()
             if isinstance(request, Stop):
                 self._stop.set()
         except HoldfastError as error:
             self._writer.write(encode_error(error))
-        except ValueError:  # StreamReader's word for a line over its limit
-            self._writer.write(encode_error(KeeperError("the request is too long")))
-        except (OSError, TimeoutError):
-            pass
+        except TimeoutError:
+            pass  # it said nothing
+        except Exception as error:
+            journal.note(traceback.format_exc())
+            hint = f"please report it: {paths.keeper_log()}"
+            self._writer.write(encode_error(KeeperError(f"this is a bug in the keeper: {error!r}", hint)))
         finally:
+            self._keeper.forget_terminal(self)
             self._writer.close()
+
+    async def _hear(self) -> Request | None:
+        """The request, or None from a client that goes away. Raises KeeperError for what isn't one."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                line = await self._reader.readline()
+        except ValueError:  # StreamReader's word for a line over its limit
+            raise KeeperError("the request is too long") from None
+        except OSError:
+            return None
+        return decode_request(line) if line else None
 
     async def log_in(self, argv: list[str], socket: Path, log: Path) -> int:
         """Has the client run `argv` in its terminal; ssh's exit status. Raises LoginFailed when it goes away."""
-        self._login, self._login_socket = asyncio.get_running_loop().create_future(), socket
-        self._say(Answer(login=LoginOrder(argv=argv, log=str(log))))
-        return await asyncio.shield(self._login)
-
-    async def _end_unwanted(self, login: asyncio.Future[int], listening: asyncio.Task[None]) -> None:
-        """The tunnel was taken down during the login: waits for its end, and ends the master that it made."""
-        login.add_done_callback(lambda _: listening.cancel())
-        await asyncio.wait([listening])
-        if login.done():
-            login.exception()  # nobody else asks
-        found = await master.adopt(self._login_socket, ours=True)
-        if found is not None:
-            await master.end(found)
+        self._last_order += 1
+        self._orders[self._last_order] = socket
+        self._login = asyncio.get_running_loop().create_future()
+        self._say(Answer(login=LoginOrder(number=self._last_order, argv=argv, log=str(log))))
+        return await self._login
 
     async def _listen(self) -> None:
         """Hears the rest of what the client says, until it goes away or talks nonsense."""
         with contextlib.suppress(OSError, ValueError, HoldfastError):
             while line := await self._reader.readline():
                 request = decode_request(line)
-                if isinstance(request, LoginEnded) and self._login is not None and not self._login.done():
-                    self._login.set_result(request.status)
+                if isinstance(request, LoginEnded):
+                    await self._end_login(request)
         if self._login is not None and not self._login.done():
             self._broke_off = True
-            trouble = Trouble("the login was broken off", "", Remedy.LOGIN)
-            self._login.set_exception(LoginFailed(trouble))
+            self._login.set_exception(LoginFailed(Trouble("the login was broken off", "", Remedy.LOGIN)))
+
+    async def _end_login(self, ended: LoginEnded) -> None:
+        """Hands on how a login went; a master that nobody waits for any more is ended."""
+        socket = self._orders.pop(ended.number, None)
+        is_current = ended.number == self._last_order and self._login is not None and not self._login.done()
+        if is_current and self._login is not None:
+            self._login.set_result(ended.status)
+        elif socket is not None:
+            found = await master.adopt(socket, ours=True)
+            if found is not None:
+                await master.end(found)
+
+    async def _answer_or_say_why(self, request: Request) -> list[TunnelStatus]:
+        """The answer. Raises HoldfastError also for what the system refuses (descriptors, permissions)."""
+        try:
+            return await self._answer(request)
+        except OSError as error:
+            what = f" {error.filename}" if error.filename else ""
+            raise KeeperError(f"the system refuses{what}: {error.strerror or error}", "holdfast doctor") from None
 
     async def _answer(self, request: Request) -> list[TunnelStatus]:
         if isinstance(request, Down | Restart | Status):
@@ -177,11 +204,14 @@ class Conversation:
             if known is None or not known.has(forward):
                 await asyncio.to_thread(forwarding.check_listener, forward)
         is_new = known is None
-        tunnel = await self._keeper.ask(lambda: self._keeper.want(found, forwards, request.environment, settings))
+        terminal = self if request.terminal and request.wait else None
+        tunnel = await self._keeper.ask(
+            lambda: self._keeper.want(found, forwards, request.environment, settings, terminal)
+        )
         if not request.wait:
             return [tunnel.status()]
         try:
-            await self._settle([tunnel], terminal=request.terminal)
+            await self._settle([tunnel])
         except asyncio.CancelledError:
             if is_new and self._broke_off:  # as if it had never been asked for
                 self._keeper.ask_later(lambda: self._keeper.drop([tunnel.name], ()))
@@ -197,8 +227,9 @@ class Conversation:
         return [tunnel.status() for name in names if (tunnel := self._keeper.tunnels.get(name))]
 
     async def _restart(self, request: Restart) -> list[TunnelStatus]:
-        chosen = await self._keeper.ask(lambda: self._keeper.restart(request.names, request.environment))
-        await self._settle(chosen, terminal=request.terminal)
+        terminal = self if request.terminal else None
+        chosen = await self._keeper.ask(lambda: self._keeper.restart(request.names, request.environment, terminal))
+        await self._settle(chosen)
         return [tunnel.status() for tunnel in chosen]
 
     async def _status(self, request: Status) -> list[TunnelStatus]:
@@ -208,9 +239,8 @@ class Conversation:
         await self._keeper.ask(lambda: None)  # what the round trips brought has been taken in after this
         return [tunnel.status() for tunnel in chosen]
 
-    async def _settle(self, tunnels: list[Tunnel], *, terminal: bool) -> None:
+    async def _settle(self, tunnels: list[Tunnel]) -> None:
         """Waits until there is an answer for each, telling the client what it waits for."""
-        links = {tunnel.link: None for tunnel in tunnels}
         told: list[TunnelStatus] = []
 
         def tell() -> None:
@@ -220,19 +250,12 @@ class Conversation:
                     self._say(Answer(progress=status))
             told[:] = now
 
-        for link in links:
-            link.terminals += [self] if terminal else []
-
         def is_gone(tunnel: Tunnel) -> bool:
             return self._keeper.tunnels.get(tunnel.name) is not tunnel
 
-        try:
-            await self._keeper.wait_until(
-                lambda: all(tunnel.is_settled or is_gone(tunnel) for tunnel in tunnels), tell
-            )
-        finally:
-            for link in links:
-                link.terminals = [other for other in link.terminals if other is not self]
+        await self._keeper.wait_until(
+            lambda: all(tunnel.is_settled or is_gone(tunnel) for tunnel in tunnels), tell
+        )
         for tunnel in filter(is_gone, tunnels):
             raise HoldfastError(
                 f"the tunnel '{tunnel.name}' was taken down meanwhile", f"holdfast up {tunnel.name}"

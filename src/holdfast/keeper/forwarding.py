@@ -20,6 +20,8 @@ from holdfast.openssh.master import Master
 
 # Seconds that opening a forward may take: a round trip for a remote one.
 OPENING = 10.0
+# Seconds that closing one may take.
+CLOSING = 5.0
 # Seconds that a target may take to accept a probe.
 PROBE = 5.0
 
@@ -56,7 +58,7 @@ class OpenForward:
     @property
     def is_open(self) -> bool:
         """Whether a master listens for it: ours, or one that the user had told to already."""
-        return bool(self.listening) or self.state is ForwardState.UP
+        return self.state is not ForwardState.CLOSED and (bool(self.listening) or self.state is ForwardState.UP)
 
     @property
     def shown(self) -> Forward:
@@ -66,13 +68,10 @@ class OpenForward:
         return self.forward
 
 
-async def open_forward(
-    master: Master, forward: OpenForward, host: str, round_trip: Callable[[], Awaitable[object]]
-) -> None:
-    """Has the master listen, and tries the target once. What was found is in `forward` afterwards.
+async def open_forward(master: Master, forward: OpenForward, host: str) -> None:
+    """Has the master listen. Why it can't is in `forward` afterwards; where it can, `probe` finds out the rest.
 
-    `host` is for the messages; `round_trip` returns once the far side has answered something sent now.
-    Raises MasterError when the master doesn't answer.
+    `host` is for the messages. Raises MasterError when the master doesn't answer.
     """
     for listen in forward.forward.listeners:
         if listen in forward.listening:
@@ -93,24 +92,35 @@ async def open_forward(
             return
         forward.listening.append(listen)
         forward.chosen_port = chosen or 0
-    if forward.listening:
-        await probe(master, forward, host, round_trip)
 
 
 async def close_forward(master: Master, forward: OpenForward) -> None:
     """Takes back what `open_forward` opened. Established connections stay."""
     for listen in forward.listening:
-        with contextlib.suppress(MasterError):
-            await master.control.close_forward(forward.forward, listen, OPENING)
+        try:
+            await master.control.close_forward(forward.forward, listen, CLOSING)
+        except ForwardRefused:
+            continue
+        except MasterError:
+            break  # it doesn't answer: the others would only wait as long
+    forget_listeners(forward)
+
+
+def forget_listeners(forward: OpenForward) -> None:
+    """Notes that no master listens for `forward` any more, and removes the sockets that ssh leaves behind."""
+    for listen in forward.listening:
         if listen.path and forward.forward.kind is not Kind.REMOTE:
-            Path(listen.path).unlink(missing_ok=True)  # ssh never removes it
+            remove_stale_socket(Path(listen.path))
     forward.listening.clear()
 
 
 async def probe(
     master: Master, forward: OpenForward, host: str, round_trip: Callable[[], Awaitable[object]]
 ) -> None:
-    """Finds out whether the target takes connections, by one connection that is closed at once."""
+    """Finds out whether the target takes connections, by one connection that is closed at once.
+
+    `round_trip` returns once the far side has answered something sent now.
+    """
     target = forward.forward.target
     if forward.forward.kind is not Kind.LOCAL or target is None:
         forward.found(ForwardState.UP)
@@ -291,8 +301,9 @@ def _check_socket_path(path: Path) -> None:
 
 def remove_stale_socket(path: Path) -> None:
     """Removes a socket that nobody listens on any more; anything else is left alone."""
-    if path.is_socket() and _is_stale(path):
-        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        if path.is_socket() and _is_stale(path):
+            path.unlink(missing_ok=True)
 
 
 def _is_stale(path: Path) -> bool:

@@ -18,6 +18,8 @@ from holdfast.forward import Forward
 VERSION = 1
 # A log is put aside (one older one is kept) when it has grown to this many bytes.
 LONGEST_LOG = 128 * 1024
+# How the names of files begin that are being written.
+TEMPORARY = "writing."
 # How many tunnels that were taken down are remembered, with their forwards.
 LONGEST_MEMORY = 100
 
@@ -59,6 +61,8 @@ class Saved(NamedTuple):
 def load() -> tuple[Saved, str]:
     """What was saved, and a message when it could not be read: that file is then kept aside, never lost."""
     path = paths.state_file()
+    for left in path.parent.glob(f"{TEMPORARY}*"):  # by a keeper that was killed while it wrote
+        left.unlink(missing_ok=True)
     try:
         text = path.read_text()
     except FileNotFoundError:
@@ -77,7 +81,7 @@ def save(saved: Saved) -> None:
     text = json.dumps(_encode(saved), indent=1)
     temporary = None
     try:
-        descriptor, temporary = tempfile.mkstemp(prefix="state.", dir=path.parent)  # 0600 by itself
+        descriptor, temporary = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)  # 0600 by itself
         with os.fdopen(descriptor, "w") as file:
             file.write(text)
             file.flush()
@@ -144,4 +148,6 @@ def _tunnel(fields: dict[str, Any]) -> SavedTunnel:
     check_name(tunnel.name)
     check_host(tunnel.host)
     check_options(tunnel.options)
+    if tunnel.up_since and datetime.fromisoformat(tunnel.up_since).tzinfo is None:
+        raise ValueError(f"'{tunnel.up_since}' has no time zone")
     return tunnel

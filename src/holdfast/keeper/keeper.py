@@ -12,7 +12,7 @@ import difflib
 import functools
 import random
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +24,7 @@ from holdfast.forward import Forward, Kind, parse
 from holdfast.keeper import journal, processes
 from holdfast.keeper.forwarding import OpenForward
 from holdfast.keeper.journal import Saved, SavedForward, SavedMaster, SavedTunnel
-from holdfast.keeper.link import Attempt, Gate, Link, News
+from holdfast.keeper.link import Attempt, Gate, Link, News, Terminal
 from holdfast.keeper.states import (
     LinkAction,
     LinkEvent,
@@ -62,7 +62,10 @@ class Keeper:
         """Brings up what was wanted, then decides what the queue brings, until cancelled. Masters outlive it."""
         async with self._tasks:
             for link in self._links.values():
-                self._apply(link, LinkEvent.WANTED if link.forwards else LinkEvent.UNWANTED)
+                if link.forwards:
+                    self._apply(link, LinkEvent.WANTED)
+                elif link.socket is not None:  # it was being taken down when the keeper before this one died
+                    self._release(link, Attempt(link, self._gate, self.post, self._look))
             while True:
                 decide, answer = await self._queue.get()
                 try:
@@ -84,7 +87,7 @@ class Keeper:
         try:
             result = decide()
             self._note_changes()
-            await self._save()
+            await self._save_or_note()
         except HoldfastError:
             if self._undo is not None:
                 self._undo()
@@ -95,6 +98,16 @@ class Keeper:
                 f"this is a bug in the keeper: {error!r}", f"please report it: {paths.keeper_log()}"
             ) from None
         return result
+
+    async def _save_or_note(self) -> None:
+        """Saves. Where that fails: an error for whoever asked for what can be taken back, else a note."""
+        try:
+            await self._save()
+        except HoldfastError as error:
+            if self._undo is not None:
+                raise
+            self.notice = error.message
+            journal.note(error.message)
 
     async def ask(self, decide: Callable[[], Result]) -> Result:
         """The result of `decide`, run by the consumer and saved. Raises the HoldfastError of either."""
@@ -145,10 +158,11 @@ class Keeper:
         forwards: Sequence[Forward],
         environment: dict[str, str],
         settings: Settings | None = None,
+        terminal: Terminal | None = None,
     ) -> Tunnel:
         """Brings the tunnel up, with `forwards` besides those it has. Raises UsageError, and changes nothing.
 
-        `settings` is what ssh would use, if the caller has just found out.
+        `settings` is what ssh would use, if the caller has just found out; a person can log in at `terminal`.
         """
         tunnel = self.tunnels.get(found.name)
         added = [forward for forward in forwards if not (tunnel and tunnel.has(forward))]
@@ -162,6 +176,7 @@ class Keeper:
         link = tunnel.link
         link.environment = environment or link.environment
         link.settings = settings if link.state is LinkState.DOWN else None
+        link.terminals += [terminal] if terminal else []
         tunnel.forwards += opened
         link.forwards += opened
         self._apply(link, LinkEvent.WANTED)
@@ -185,11 +200,14 @@ class Keeper:
             for task in self._take_away(tunnel, forwards)
         ]
 
-    def restart(self, names: Iterable[str], environment: dict[str, str]) -> list[Tunnel]:
+    def restart(
+        self, names: Iterable[str], environment: dict[str, str], terminal: Terminal | None
+    ) -> list[Tunnel]:
         """Gives the tunnels a new connection; other tunnels to the same host get it as well."""
         chosen = [self.get(name) for name in names]
         for link in {tunnel.link: None for tunnel in chosen}:
             link.environment = environment or link.environment
+            link.terminals += [terminal] if terminal else []
             self._apply(link, LinkEvent.RESTARTED)
         return chosen
 
@@ -202,6 +220,11 @@ class Keeper:
         near = difflib.get_close_matches(name, self.tunnels, 1)
         hint = f"did you mean {near[0]}" if near else "see what there is: holdfast status"
         raise HoldfastError(f"there is no tunnel '{name[:60]}'", hint)
+
+    def forget_terminal(self, terminal: Terminal) -> None:
+        """Asks nobody at `terminal` any more."""
+        for link in self._links.values():
+            link.terminals = [other for other in link.terminals if other is not terminal]
 
     def post(self, news: News) -> None:
         """Puts an event of an attempt into the queue."""
@@ -221,7 +244,7 @@ class Keeper:
         link.forwards = [forward for forward in link.forwards if forward not in forwards]
         if link.attempt is None:
             return []
-        return [self._tasks.create_task(link.attempt.close(forward)) for forward in forwards]
+        return [self._tasks.create_task(_guarded(link.attempt.close(forward))) for forward in forwards]
 
     def _known(self, name: str) -> SavedTunnel | None:
         if name in self.tunnels:
@@ -249,7 +272,7 @@ class Keeper:
         if asked.kind is Kind.REMOTE or asked.listen.path or asked.listen.port:
             return OpenForward(asked, asked)
         before = next((saved.forward for saved in found.forwards if saved.asked == asked), None)
-        if before is not None:
+        if before is not None and all(processes.is_free(listen) for listen in before.listeners):
             return OpenForward(asked, before)
         port = processes.free_port(asked.listeners)
         return OpenForward(asked, asked._replace(listen=asked.listen._replace(port=port)))
@@ -301,11 +324,17 @@ class Keeper:
                 if link.retry is not None:
                     link.retry.cancel()
                 link.retry = link.retry_at = None
+                link.attempts += 1  # a DUE that waits in the queue is of the past
             case LinkAction.RELEASE:
                 link.attempts += 1
                 if link.attempt is not None:
-                    link.releasing = self._tasks.create_task(link.attempt.release(list(link.forwards)))
+                    self._release(link, link.attempt)
                 link.attempt = None
+
+    def _release(self, link: Link, attempt: Attempt) -> None:
+        """Has `attempt` let go of everything, once the one before it has."""
+        ending = _guarded(attempt.release(list(link.forwards)), after=link.releasing)
+        link.releasing = self._tasks.create_task(ending)
 
     def _schedule(self, link: Link) -> None:
         remedy = link.trouble.remedy if link.trouble else Remedy.RETRY
@@ -385,6 +414,15 @@ async def _carry(attempt: Attempt, before: asyncio.Task[None] | None) -> None:
         await attempt.run()
     except Exception as error:
         journal.note(traceback.format_exc())
-        attempt.fail(
-            Trouble(f"a bug in holdfast: {error!r}", f"please report it: {paths.keeper_log()}", Remedy.NONE)
-        )
+        hint = f"please report it: {paths.keeper_log()}"
+        attempt.fail(Trouble(f"a bug in holdfast: {error!r}", hint, Remedy.RETRY_LATER))
+
+
+async def _guarded(work: Coroutine[Any, Any, None], after: asyncio.Task[None] | None = None) -> None:
+    """Does `work`, after another task's end. Its failure is noted, and is no other link's."""
+    if after is not None:
+        await asyncio.wait([after])
+    try:
+        await work
+    except Exception:
+        journal.note(traceback.format_exc())

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from holdfast.errors import MasterError
-from holdfast.keeper import forwarding
+from holdfast.keeper import forwarding, processes
 from holdfast.keeper.forwarding import OpenForward
 from holdfast.keeper.states import ForwardState, LinkEvent, LinkState, failure_event
 from holdfast.openssh import command, heartbeat, master
@@ -116,6 +116,7 @@ class Attempt:
         self._forwarding = asyncio.Lock()
         self._beating = asyncio.Lock()
         self._log_start = 0
+        self._was_proven = False
 
     async def run(self) -> None:
         """Serves the link until its master is gone, posting what happens on the way."""
@@ -135,8 +136,11 @@ class Attempt:
                 self.heartbeat = None
 
     def fail(self, trouble: Trouble) -> None:
-        """Reports that the attempt came to nothing."""
-        self._report(failure_event(trouble.remedy), trouble)
+        """Reports that the attempt came to nothing, or to its end: the next one finds its master again."""
+        if self.master is not None:
+            self.master.control.close()
+            self.master = None
+        self._report(LinkEvent.LOST if self._was_proven else failure_event(trouble.remedy), trouble)
 
     def open_wanted(self) -> None:
         """Opens the link's forwards that aren't open yet, soon."""
@@ -150,21 +154,20 @@ class Attempt:
 
     async def look_again(self) -> None:
         """Finds out anew about the forwards whose target may have come or gone since."""
-        if self.master is None or self.heartbeat is None or self._late:
+        master = self.master
+        if master is None or self.heartbeat is None or self._late:
             return
-        was_refused = "open failed" in self.master.read_log(self._log_start)
-        async with self._forwarding:
-            for forward in self.link.forwards:
-                if forward.listening and (was_refused or forward.state is not ForwardState.UP):
-                    with contextlib.suppress(MasterError, OSError):
-                        await forwarding.probe(self.master, forward, self.link.host, self._round_trip)
-        self._log_start = self.master.log_size()
+        was_refused = "open failed" in master.read_log(self._log_start)
+        self._log_start = master.log_size()
+        doubtful = [own for own in self.link.forwards if was_refused or own.state is not ForwardState.UP]
+        await self._probe(master, [own for own in doubtful if own.listening])
 
     async def close(self, forward: OpenForward) -> None:
         """Closes a forward that is no longer among the link's. Its connections stay."""
         async with self._forwarding:
             if self.master is not None:
                 await forwarding.close_forward(self.master, forward)
+                forward.lost()
 
     async def release(self, forwards: list[OpenForward]) -> None:
         """Ends the attempt; closes `forwards`, which it had opened; ends the master if it is ours."""
@@ -172,14 +175,18 @@ class Attempt:
             self.task.cancel()
             await asyncio.wait([self.task])
         if self.master is None and self.link.socket is not None:  # it had not been found again yet
-            self.master = await master.adopt(self.link.socket, ours=True)
-        if self.master is not None:
-            self._unlink()
+            self.master = await self._find_again(self.link.socket)
+        if self.master is None:
+            return
+        self._unlink()
+        if not self.master.ours:
             for forward in forwards:
                 await forwarding.close_forward(self.master, forward)
-                forward.lost()
-            await master.end(self.master)
-            self.master = self.link.socket = None
+        await master.end(self.master)
+        for forward in forwards:
+            forwarding.forget_listeners(forward)
+            forward.lost()
+        self.master = self.link.socket = None
 
     def _report(self, event: LinkEvent, trouble: Trouble | None = None) -> None:
         self._post(News(self.link, self.number, event, trouble))
@@ -192,7 +199,7 @@ class Attempt:
             settings = await master.settings(link.host, link.options, environment_with(link.environment))
         path = settings.control_path
         if link.socket is not None:
-            self.master = await master.adopt(link.socket, ours=True)
+            self.master = await self._find_again(link.socket)
         if self.master is None and path is not None and not master.is_our_link(path):
             self.master = await self._adopt(path)
         if self.master is None:
@@ -202,6 +209,13 @@ class Attempt:
         if self.master.ours and path is not None and await master.link_control_path(path, self.master.socket):
             link.control_path = path
 
+    async def _find_again(self, socket: Path) -> Master | None:
+        """Our own master from before; one that doesn't answer is ended, since it has our ports."""
+        found = await master.adopt(socket, ours=True)
+        if found is None and socket.exists():
+            await asyncio.to_thread(processes.end_master, socket)
+        return found
+
     async def _adopt(self, path: Path) -> Master | None:
         """The user's own master, if one lives at their ControlPath and its far side answers."""
         found = await master.adopt(path, ours=False)
@@ -209,9 +223,11 @@ class Attempt:
             return None
         try:
             self.heartbeat, self.round_trip = await heartbeat.start(found.control, path, PROOF)
-        except (MasterError, OSError):
+        except BaseException as error:
             found.control.close()
-            return None
+            if isinstance(error, MasterError | OSError):
+                return None
+            raise
         return found
 
     async def _log_in(self, settings: Settings) -> Master:
@@ -258,6 +274,7 @@ class Attempt:
                 self.master = self.link.socket = None
                 raise LoginFailed(trouble) from None
         self._log_start = self.master.log_size()
+        self._was_proven = True
         self._report(LinkEvent.PROVEN)
 
     async def _serve(self) -> None:
@@ -290,8 +307,10 @@ class Attempt:
             self.link.control_path = None
 
     async def _beat(self) -> None:
+        assert self.master is not None
         while True:
             await self._beat_once()
+            self._log_start = min(self._log_start, self.master.log_size())  # it may just have been emptied
             self._next_beat.set_result(None)
             self._next_beat = asyncio.get_running_loop().create_future()
             with contextlib.suppress(TimeoutError):
@@ -333,16 +352,27 @@ class Attempt:
             deadline = min(LONGEST_DEADLINE, max(SHORTEST_DEADLINE, 4 * (self.round_trip or 0)))
             return await self.heartbeat.beat(deadline)
 
+    async def _probe(self, master: Master, forwards: list[OpenForward]) -> None:
+        """Tries the targets of `forwards`, all at once: one that takes long holds up no other."""
+        await asyncio.gather(*(self._probe_one(master, forward) for forward in forwards))
+
+    async def _probe_one(self, master: Master, forward: OpenForward) -> None:
+        with contextlib.suppress(MasterError, OSError):
+            await forwarding.probe(master, forward, self.link.host, self._round_trip)
+
     async def _keep_open(self) -> None:
         assert self.master is not None
         while True:
             self._wanted.clear()
+            opened = []
             for forward in list(self.link.forwards):
                 async with self._forwarding:
                     if forward in self.link.forwards and not forward.is_open:
                         with contextlib.suppress(MasterError, OSError):
-                            await forwarding.open_forward(self.master, forward, self.link.host, self._round_trip)
-                self._changed()
+                            await forwarding.open_forward(self.master, forward, self.link.host)
+                            opened += [forward] if forward.listening else []
+            await self._probe(self.master, opened)
+            self._changed()
             shut = any(not forward.is_open for forward in self.link.forwards)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(REOPEN if shut else None):

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import psutil
 
+from holdfast.errors import HoldfastError
 from holdfast.forward import Address
 from holdfast.openssh.master import kill_with_children
 
@@ -45,14 +46,20 @@ def why_not(address: Address) -> int:
 def free_port(listeners: Collection[Address]) -> int:
     """A port that is free just now on each of `listeners`, whose own port doesn't count.
 
-    Raises OSError when the system has none left.
+    Raises HoldfastError when there is none.
     """
-    while True:
+    for _ in range(100):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = int(probe.getsockname()[1])
-        if all(why_not(end._replace(port=port)) in (0, *NO_SUCH_ADDRESS) for end in listeners):
+        if all(is_free(end._replace(port=port)) for end in listeners):
             return port
+    raise HoldfastError(f"no port is free on {', '.join(end.host for end in listeners)}", "name one: 9999:8888")
+
+
+def is_free(address: Address) -> bool:
+    """Whether the TCP `address` can be listened on, or is ::1 on a machine without IPv6."""
+    return why_not(address) in ((0, *NO_SUCH_ADDRESS) if address.host == "::1" else (0,))
 
 
 # What a machine without IPv6 answers for ::1.
@@ -95,18 +102,33 @@ def _named(pid: int | None) -> Holder:
         return Holder("another program", pid)
 
 
-def end_left_over_masters(directory: Path, known: Collection[str]) -> int:
-    """Ends the masters whose socket lies in `directory` and isn't one of `known`; how many.
+def end_left_over_masters(directory: Path, known: Collection[str]) -> None:
+    """Ends the masters whose socket lies in `directory` and isn't one of `known`, and removes what they left.
 
     They are there when a keeper was killed in the middle of a login.
     """
-    ended = 0
+    for socket_path, pid in _masters_in(directory):
+        if socket_path not in known:
+            kill_with_children(pid)
+    for path in directory.iterdir():
+        if str(path.with_suffix("")) not in known:
+            path.unlink(missing_ok=True)
+
+
+def end_master(socket_path: Path) -> None:
+    """Ends the master of ours whose socket this is, though it doesn't answer."""
+    for path, pid in _masters_in(socket_path.parent):
+        if path == str(socket_path):
+            kill_with_children(pid)
+    socket_path.unlink(missing_ok=True)
+
+
+def _masters_in(directory: Path) -> Iterator[tuple[str, int]]:
+    """The socket and the pid of each master that we started with a socket in `directory`."""
     for process in psutil.process_iter(["cmdline", "uids"]):
         words = process.info["cmdline"] or []
-        if not words or Path(words[0]).name not in ("ssh", "ssh:") or process.info["uids"].real != os.getuid():
+        if not words or Path(words[0]).name != "ssh" or process.info["uids"].real != os.getuid():
             continue
-        mine = [word for word in words if word.startswith(f"{directory}/") and not word.endswith(".log")]
-        if mine and mine[0] not in known:
-            kill_with_children(process.pid)
-            ended += 1
-    return ended
+        for word in words:
+            if word.startswith(f"{directory}/") and not word.endswith(".log"):
+                yield word, process.pid

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable
@@ -24,7 +25,8 @@ from holdfast.keeper.keeper import Keeper
 # Seconds without a tunnel and without a client after which a keeper that nobody asked for by name ends.
 IDLE = 60.0
 # Seconds that a keeper which is just ending may keep the lock.
-HAND_OVER = 2.0
+HAND_OVER = 5.0
+MOST_DESCRIPTORS = 16384
 
 
 class AlreadyRunning(HoldfastError):
@@ -36,12 +38,22 @@ def run(*, stay: bool, ready: Callable[[], None]) -> None:
 
     Raises AlreadyRunning, HoldfastError.
     """
-    asyncio.run(_serve(_lock(), stay, ready))
+    lock = _lock(paths.lock_file())
+    if lock is None:
+        raise AlreadyRunning("the keeper is running already", "holdfast keeper stop ends it")
+    runtime = paths.runtime_dir()
+    if _lock(runtime / "keeper.lock") is None:
+        raise HoldfastError(
+            f"a keeper with another HOLDFAST_STATE_DIR or XDG_STATE_HOME uses {runtime}",
+            "set the same everywhere, or another HOLDFAST_RUNTIME_DIR as well",
+        )
+    _allow_descriptors()
+    asyncio.run(_serve(lock, stay, ready))
 
 
-def _lock() -> int:
-    """The descriptor of the lock, which is held for as long as this process lives."""
-    lock = os.open(paths.lock_file(), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def _lock(path: Path) -> int | None:
+    """The descriptor of the lock, which is held for as long as this process lives; None if another has it."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     deadline = time.monotonic() + HAND_OVER
     while True:
         try:
@@ -49,10 +61,19 @@ def _lock() -> int:
         except BlockingIOError:
             if time.monotonic() > deadline:
                 os.close(lock)
-                raise AlreadyRunning("the keeper is running already", "holdfast keeper stop ends it") from None
+                return None
             time.sleep(0.01)
         else:
             return lock
+
+
+def _allow_descriptors() -> None:
+    """Lifts the limit of open files as far as may be: each link takes several, and its master, which inherits
+    the limit, one for each connection."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _serve(lock: int, stay: bool, ready: Callable[[], None]) -> None:

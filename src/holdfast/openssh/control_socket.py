@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import struct
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -19,6 +17,7 @@ from typing import Self
 from holdfast.errors import MasterError
 from holdfast.forward import Address, Forward
 from holdfast.openssh import mux
+from holdfast.peer import peer_uid
 
 # Seconds that a master on this machine may take to answer what needs no round trip to the far side.
 LOCAL_ANSWER = 3.0
@@ -135,8 +134,8 @@ class ControlSocket(asyncio.Protocol):
     async def _open(self, request: mux.Request, descriptors: Sequence[int], timeout: float) -> None:
         if len(descriptors) != request.descriptors:
             raise ValueError(f"{request.descriptors} descriptors are needed, not {len(descriptors)}")
-        self._expect(request)
         self._send_at_once(request.packet, descriptors)
+        self._expect(request)
         reply = await self._answer(request.number, timeout)
         if isinstance(reply, mux.Refused):
             raise ForwardRefused(reply.reason)
@@ -146,6 +145,8 @@ class ControlSocket(asyncio.Protocol):
 
         A few hundred bytes into an empty socket buffer; the time-out is for a master that was stopped.
         """
+        if self.closed.is_set():
+            raise MasterError(self._trouble)
         self._socket.settimeout(1.0)
         try:
             self._socket.sendall(packet)
@@ -157,8 +158,8 @@ class ControlSocket(asyncio.Protocol):
             self._socket.setblocking(False)
 
     async def _ask(self, request: mux.Request, timeout: float) -> mux.Reply:
-        self._expect(request)
         self._send(request.packet)
+        self._expect(request)
         return await self._answer(request.number, timeout)
 
     def _send(self, packet: bytes) -> None:
@@ -167,8 +168,6 @@ class ControlSocket(asyncio.Protocol):
         self._transport.write(packet)
 
     def _expect(self, request: mux.Request) -> None:
-        if self.closed.is_set():
-            raise MasterError(self._trouble)
         self._answers[request.number] = asyncio.get_running_loop().create_future()
 
     async def _answer(self, number: int, timeout: float) -> mux.Reply:
@@ -211,13 +210,3 @@ class ControlSocket(asyncio.Protocol):
         answer = self._answers.get(number)
         if answer is not None and not answer.done():
             answer.set_result(reply)
-
-
-def peer_uid(connection: socket.socket) -> int:
-    """The uid of the process at the other end of a Unix socket (the one that listened, for a client)."""
-    if sys.platform == "linux":
-        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        return int(struct.unpack("3i", credentials)[1])
-    # LOCAL_PEERCRED on macOS and the BSDs: struct xucred { u_int version; uid_t uid; ... }
-    credentials = connection.getsockopt(0, 0x001, 76)
-    return int(struct.unpack_from("=2I", credentials)[1])

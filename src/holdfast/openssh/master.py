@@ -100,6 +100,12 @@ async def baseline(environment: Mapping[str, str]) -> Settings:
         raise LoginFailed(NO_SSH)
     key = (ssh, Path(ssh).stat().st_mtime_ns)
     if key not in _baselines:
+        _, _, printed = await _run(["ssh", "-V"], environment, SETTINGS)
+        version = command.parse_version(printed)
+        if version is not None and version < command.OLDEST:
+            oldest = ".".join(str(part) for part in command.OLDEST)
+            reason = f"{printed.partition(',')[0]} is older than {oldest}, the oldest that was tested"
+            raise LoginFailed(Trouble(reason, "update OpenSSH", Remedy.NONE))
         _baselines[key] = await settings("localhost", ("-F", "none"), environment)
     return _baselines[key]
 
@@ -127,8 +133,8 @@ async def start(argv: Sequence[str], socket: Path, log: Path, host: str, environ
             raise LoginFailed(NO_SSH) from None
     try:
         async with asyncio.timeout(LOGIN):
-            said = await _first_line(process)
-        if said.strip() != command.READY:
+            is_ready = await _says_ready(process)
+        if not is_ready:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 await asyncio.to_thread(process.wait, DYING)
             raise LoginFailed(diagnose(log.read_text(errors="replace"), host))
@@ -153,17 +159,19 @@ async def adopt(socket: Path, *, ours: bool) -> Master | None:
     """The master that lives at `socket`, or None. A stale socket of ours is removed."""
     try:
         control = await ControlSocket.connect(socket)
-    except OSError:
+    except (FileNotFoundError, ConnectionRefusedError):
         if ours:
             _forget(socket, _log_of(socket))
         return None
-    except MasterError:  # it lives, and doesn't answer
+    except (OSError, MasterError):  # it may live, and not answer
         return None
     try:
         pid = await control.alive()
-    except MasterError:
+    except BaseException as error:
         control.close()
-        return None
+        if isinstance(error, MasterError):
+            return None
+        raise
     return Master(socket, pid, ours, control, _log_of(socket) if ours else None)
 
 
@@ -300,14 +308,18 @@ async def _run(argv: Sequence[str], environment: Mapping[str, str], timeout: flo
     return process.returncode or 0, printed.decode(errors="replace"), errors.decode(errors="replace")
 
 
-async def _first_line(process: subprocess.Popen[bytes]) -> bytes:
+async def _says_ready(process: subprocess.Popen[bytes]) -> bool:
+    """Whether ssh says that it is logged in, before it ends; the user's shell may say other things first."""
     assert process.stdout is not None
     reader = asyncio.StreamReader()
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), process.stdout
     )
     try:
-        return await reader.readline()
+        while line := await reader.readline():
+            if line.strip() == command.READY:
+                return True
+        return False
     finally:
         transport.close()
 
