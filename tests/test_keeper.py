@@ -218,7 +218,7 @@ def test_a_full_disk_fails_the_up_and_changes_nothing(
 def test_a_login_that_was_under_way_when_the_keeper_died_leaves_no_master(
     holdfast: Run, sshd: Sshd, web: Web, kill_keeper: Kill, home: Path
 ) -> None:
-    sshd.configure(f"ProxyCommand sh -c 'touch {home}/asked; sleep 1; exec nc 127.0.0.1 {sshd.port}'")
+    sshd.configure(f"ProxyCommand sh -c 'touch {home}/asked; exec sleep 30'")
     holdfast("up", "-F", str(sshd.config), "lab", f"{free_port()}:{web.port}", "--no-wait")
     wait_for(lambda: (home / "asked").exists(), "ssh to be started")
     kill_keeper()

@@ -7,9 +7,14 @@ cd "$(dirname "$0")/.."
 missing=""
 command -v ssh >/dev/null 2>&1 || missing="$missing openssh-client"
 [ -x /usr/sbin/sshd ] || command -v sshd >/dev/null 2>&1 || missing="$missing openssh-server"
-command -v tmux >/dev/null 2>&1 || missing="$missing tmux"
 python=${PYTHON:-python3}
 "$python" -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"
+
+wanted=""
+for shell in zsh fish; do # for the tests of what goes into a shell's start-up file; they skip without
+    command -v $shell >/dev/null 2>&1 || wanted="$wanted $shell"
+done
+[ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1 && missing="$missing$wanted"
 
 if [ -n "$missing" ]; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
@@ -26,10 +31,10 @@ if [ -n "$missing" ]; then
 fi
 
 stamp=.venv/.set-up-for
-wanted=$(cat pyproject.toml uv.lock tools/setup.sh | cksum)
-[ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && exit 0
+inputs=$(cat pyproject.toml uv.lock tools/setup.sh | cksum)
+[ -f "$stamp" ] && [ "$(cat "$stamp")" = "$inputs" ] && exit 0
 
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 .venv/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9'
 UV_PROJECT_ENVIRONMENT=.venv .venv/bin/uv sync --frozen --quiet --inexact --compile-bytecode --extra demo
-echo "$wanted" >"$stamp"
+echo "$inputs" >"$stamp"
