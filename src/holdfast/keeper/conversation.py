@@ -30,7 +30,7 @@ from holdfast.control import (
     encode_error,
 )
 from holdfast.errors import HoldfastError, KeeperError, UsageError
-from holdfast.forward import Kind
+from holdfast.forward import Forward, Kind
 from holdfast.keeper import forwarding, journal
 from holdfast.keeper.journal import SavedTunnel
 from holdfast.keeper.keeper import DEFAULT_FORWARD, Keeper
@@ -73,29 +73,7 @@ class Conversation:
     async def run(self) -> None:
         """Serves one request. Garbage, strangers and clients that go away end it, and harm nobody."""
         try:
-            connection = self._writer.get_extra_info("socket")
-            if peer_uid(connection) not in (os.getuid(), 0):
-                return
-            self._greet()
-            request = await self._hear()
-            if request is None:
-                return
-            answering = asyncio.create_task(self._answer_or_say_why(request))
-            listening = asyncio.create_task(self._listen())
-            try:
-                await asyncio.wait([answering, listening], return_when=asyncio.FIRST_COMPLETED)
-                while answering.done() and self._orders and not listening.done():
-                    await asyncio.wait([listening], timeout=0.1)  # a person is typing, for nobody any more
-            finally:
-                for task in (answering, listening):
-                    task.cancel()
-                await asyncio.wait([answering, listening])
-            if not answering.cancelled():
-                self._say(Answer(done=answering.result()))
-            with contextlib.suppress(OSError):
-                await self._writer.drain()
-            if isinstance(request, Stop):
-                self._stop.set()
+            await self._converse()
         except HoldfastError as error:
             self._writer.write(encode_error(error))
         except TimeoutError:
@@ -107,6 +85,30 @@ class Conversation:
         finally:
             self._keeper.forget_terminal(self)
             self._writer.close()
+
+    async def _converse(self) -> None:
+        if peer_uid(self._writer.get_extra_info("socket")) not in (os.getuid(), 0):
+            return
+        self._greet()
+        request = await self._hear()
+        if request is None:
+            return
+        answering = asyncio.create_task(self._answer_or_say_why(request))
+        listening = asyncio.create_task(self._listen())
+        try:
+            await asyncio.wait([answering, listening], return_when=asyncio.FIRST_COMPLETED)
+            while answering.done() and self._orders and not listening.done():
+                await asyncio.wait([listening], timeout=0.1)  # a person is typing, for nobody any more
+        finally:
+            for task in (answering, listening):
+                task.cancel()
+            await asyncio.wait([answering, listening])
+        if not answering.cancelled():
+            self._say(Answer(done=answering.result()))
+        with contextlib.suppress(OSError):
+            await self._writer.drain()
+        if isinstance(request, Stop):
+            self._stop.set()
 
     async def _hear(self) -> Request | None:
         """The request, or None from a client that goes away. Raises KeeperError for what isn't one."""
@@ -195,14 +197,9 @@ class Conversation:
         if known is None:
             settings = await _settings(found, request)
             forwards = forwards or list(settings.local_forwards()) or [DEFAULT_FORWARD]
-        for forward in forwards:
-            if not forward.listen.is_loopback and forward.kind is not Kind.REMOTE and not request.expose:
-                raise UsageError(
-                    f"{forward.listen} can be reached by other machines, and so can what is behind it",
-                    "leave the address out to listen on this machine only, or add --expose",
-                )
-            if known is None or not known.has(forward):
-                await asyncio.to_thread(forwarding.check_listener, forward)
+        added = [forward for forward in forwards if known is None or not known.has(forward)]
+        for forward in added:
+            await asyncio.to_thread(_check, forward, expose=request.expose)
         is_new = known is None
         terminal = self if request.terminal and request.wait else None
         tunnel = await self._keeper.ask(
@@ -277,6 +274,16 @@ async def _prove(tunnels: list[Tunnel]) -> None:
     if attempts:
         await asyncio.gather(*(attempt.prove() for attempt in attempts))
         await asyncio.gather(*(attempt.look_again() for attempt in attempts))
+
+
+def _check(forward: Forward, *, expose: bool) -> None:
+    """That a new forward can and may listen. Raises UsageError, HoldfastError."""
+    if forward.kind is not Kind.REMOTE and not forward.listen.is_loopback and not expose:
+        raise UsageError(
+            f"{forward.listen} can be reached by other machines, and so can what is behind it",
+            "leave the address out to listen on this machine only, or add --expose",
+        )
+    forwarding.check_listener(forward)
 
 
 async def _settings(found: SavedTunnel, request: Up) -> Settings:
