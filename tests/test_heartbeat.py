@@ -65,6 +65,7 @@ def test_a_session_is_used_where_there_is_one_and_leaves_no_process(start: Calla
     async def use(found: Heartbeat) -> None:
         await until_the_session_answers(found)
         assert found.fast_path
+        assert found.pace == heartbeat.PACE
         for _ in range(100):
             await found.beat(5)
         assert len(cats(sshd)) == 1
@@ -74,10 +75,14 @@ def test_a_session_is_used_where_there_is_one_and_leaves_no_process(start: Calla
 
 
 @pytest.mark.parametrize("option", ["MaxSessions 0", "ForceCommand /bin/false", "ForceCommand sleep 60"])
-def test_an_account_without_a_shell_is_proven_by_forwards(start: Callable[..., Use], option: str) -> None:
+def test_an_account_without_a_shell_is_proven_by_forwards(
+    start: Callable[..., Use], option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def use(found: Heartbeat) -> None:
         assert isinstance(found, ForwardHeartbeat) == (option == "MaxSessions 0")
         assert found.fast_path != (option == "MaxSessions 0")
+        monkeypatch.setattr(heartbeat, "SLOWEST_SHELL", 0)
+        assert found.pace == heartbeat.PACE_OF_FORWARDS
         for _ in range(20):
             await found.beat(5)
 

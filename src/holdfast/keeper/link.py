@@ -28,8 +28,7 @@ from holdfast.openssh.settings import Settings, preferences, processor_has_aes
 
 # Seconds from a master that is there to the first sign of life from the far side.
 PROOF = 15.0
-# Seconds between heartbeats, and the bounds of the time each is given.
-PACE = 5.0
+# The bounds of the seconds that a heartbeat is given.
 SHORTEST_DEADLINE, LONGEST_DEADLINE = 1.0, 3.0
 # Seconds until a forward that could not be opened is tried again.
 REOPEN = 10.0
@@ -314,7 +313,7 @@ class Attempt:
             self._next_beat.set_result(None)
             self._next_beat = asyncio.get_running_loop().create_future()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(PACE):
+                async with asyncio.timeout(self.heartbeat.pace if self.heartbeat else heartbeat.PACE):
                     await self._beat_now.wait()
             self._beat_now.clear()
 

@@ -22,6 +22,11 @@ from holdfast.openssh.control_socket import ControlSocket, ForwardRefused
 # Understood by every login shell, fish and tcsh included; leaves by itself when its input ends.
 _ECHO = "exec cat"
 _LINE = b"holdfast %d"
+# Seconds between heartbeats: by lines, and by forwards, each of which leaves some 260 bytes in the master.
+PACE = 5.0
+PACE_OF_FORWARDS = 30.0
+# Seconds after which a session that has not answered is taken for a forced command.
+SLOWEST_SHELL = 60.0
 # Bytes of one line over there that are looked at; login files may print what they like.
 _LONGEST_LINE = 4096
 _PROBE = Forward(Kind.REMOTE, Address("127.0.0.1", 0), Address("127.0.0.1", 9))
@@ -35,6 +40,10 @@ class Heartbeat(Protocol):
     """One way of asking the far side for a sign of life."""
 
     fast_path: bool
+
+    @property
+    def pace(self) -> float:
+        """Seconds from one beat to the next."""
 
     async def beat(self, timeout: float) -> float:
         """The round trip in seconds.
@@ -51,6 +60,10 @@ class ForwardHeartbeat:
     def __init__(self, control: ControlSocket, *, fast_path: bool) -> None:
         self._control = control
         self.fast_path = fast_path
+
+    @property
+    def pace(self) -> float:
+        return PACE_OF_FORWARDS
 
     async def beat(self, timeout: float) -> float:
         clock = asyncio.get_running_loop().time
@@ -82,6 +95,7 @@ class SessionHeartbeat:
         self._write = write
         self._echo = echo
         self._sent = 0
+        self._started = asyncio.get_running_loop().time()
         self._send()
 
     @classmethod
@@ -107,6 +121,11 @@ class SessionHeartbeat:
                 os.close(descriptor)
         _, echo = await asyncio.get_running_loop().connect_read_pipe(_Echo, os.fdopen(read, "rb", buffering=0))
         return cls(control, forwards, write, echo)
+
+    @property
+    def pace(self) -> float:
+        is_starting = asyncio.get_running_loop().time() < self._started + SLOWEST_SHELL
+        return PACE if self._echo.last or is_starting else PACE_OF_FORWARDS
 
     async def beat(self, timeout: float) -> float:
         if not self._echo.last:
