@@ -6,7 +6,6 @@ A newer command replaces an older keeper; the masters and their connections are 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import select
@@ -16,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from holdfast import paths
+from holdfast import lock, paths
 from holdfast.control import (
     PROTOCOL,
     Answer,
@@ -233,21 +232,10 @@ def _numbers(version: str) -> list[int]:
 
 @contextlib.contextmanager
 def _locked(path: Path, seconds: float) -> Iterator[None]:
-    clock = _Clock(seconds)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = lock.acquire(path, seconds)
+    if descriptor is None:
+        raise KeeperError(f"waited {seconds:g} s for another holdfast command", f"see who has it: fuser {path}")
     try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                try:
-                    clock.left()
-                except TimeoutError:
-                    raise KeeperError(
-                        f"waited {seconds:g} s for another holdfast command", f"see who has it: fuser {path}"
-                    ) from None
-                time.sleep(0.01)
         yield
     finally:
         os.close(descriptor)

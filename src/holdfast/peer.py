@@ -5,6 +5,10 @@ from __future__ import annotations
 import socket
 import struct
 import sys
+from pathlib import Path
+
+# Seconds that a listener here may take to be connected to.
+_CONNECTING = 0.2
 
 
 def peer_uid(connection: socket.socket) -> int:
@@ -15,3 +19,18 @@ def peer_uid(connection: socket.socket) -> int:
     # LOCAL_PEERCRED on macOS and the BSDs: struct xucred { u_int version; uid_t uid; ... }
     credentials = connection.getsockopt(0, 0x001, 76)
     return int(struct.unpack_from("=2I", credentials)[1])
+
+
+def is_stale(path: Path) -> bool:
+    """Whether a socket lies at `path` that nobody listens on any more. Other files aren't sockets, nor stale."""
+    if not path.is_socket():  # connecting to a regular file is refused as well
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(_CONNECTING)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+    return False

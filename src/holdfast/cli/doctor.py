@@ -38,14 +38,12 @@ def _versions() -> Iterator[Finding]:
     python = ".".join(str(part) for part in sys.version_info[:3])
     yield Finding(True, f"holdfast {__version__}, Python {python}")
     printed = foreground.version()
-    version = command.parse_version(printed)
-    oldest = ".".join(str(part) for part in command.OLDEST)
     if not printed:
         yield Finding(False, "ssh is not installed", "sudo apt-get install openssh-client")
-    elif version is None:
+    elif command.parse_version(printed) is None:
         yield Finding(False, f"the ssh in your PATH is not OpenSSH: {printed}", f"it is {shutil.which('ssh')}")
-    elif version < command.OLDEST:
-        yield Finding(False, f"{printed} is older than {oldest}, the oldest that was tested", "update OpenSSH")
+    elif reason := command.too_old(printed):
+        yield Finding(False, reason, "update OpenSSH")
     else:
         yield Finding(True, f"{printed} at {shutil.which('ssh')}")
 

@@ -94,9 +94,8 @@ def _rows(tunnel: TunnelStatus, now: datetime) -> Iterator[tuple[str, ...]]:
 
 
 def _ends(forward: ForwardStatus) -> str:
-    arrow = "<-" if forward["kind"] == "remote" else "->"
-    here, there = forward["listen"], forward["target"] or "SOCKS"
-    return f"{there} {arrow} {here}" if forward["kind"] == "remote" else f"{here} {arrow} {there}"
+    listen, target = forward["listen"], forward["target"] or "SOCKS"
+    return f"{target} <- {listen}" if forward["kind"] == "remote" else f"{listen} -> {target}"
 
 
 def _next_try(tunnel: TunnelStatus, now: datetime) -> str:
@@ -108,9 +107,8 @@ def _next_try(tunnel: TunnelStatus, now: datetime) -> str:
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     padded = [f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True)]
-    state = cells[1]
-    if state in _COLOURS or cells is not _HEADINGS:
-        padded[1] = click.style(padded[1], fg=_COLOURS.get(state, "red"))
+    if cells is not _HEADINGS:
+        padded[1] = click.style(padded[1], fg=_COLOURS.get(cells[1], "red"))
     return "  ".join(padded).rstrip()
 
 

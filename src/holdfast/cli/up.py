@@ -100,15 +100,7 @@ def up(
         wait=not no_wait,
         expose=expose,
     )
-    waiting = _Waiting()
-    try:
-        tunnels = client.ask(
-            request, timeout=timeout, progress=waiting.show, log_in=waiting.log_in, notice=complain
-        )
-    except TimeoutError:
-        raise waiting.overdue(name or host, timeout) from None
-    finally:
-        waiting.clear()
+    tunnels = _ask(request, name or host, timeout)
     return _report(tunnels, as_json=as_json, waited=not no_wait)
 
 
@@ -144,17 +136,19 @@ def down(words: tuple[str, ...], everything: bool) -> int:
 def restart(names: tuple[str, ...], timeout: float, as_json: bool) -> int:
     """Ends the connection of each tunnel and makes a new one; what it carries breaks off."""
     _check_timeout(timeout)
+    tunnels = _ask(Restart(names, _environment(), _at_terminal()), names[0], timeout)
+    return _report(tunnels, as_json=as_json, waited=True)
+
+
+def _ask(request: Up | Restart, name: str, timeout: float) -> list[TunnelStatus]:
+    """The keeper's answer, telling meanwhile what is waited for. Raises HoldfastError when it takes too long."""
     waiting = _Waiting()
     try:
-        request = Restart(names, _environment(), _at_terminal())
-        tunnels = client.ask(
-            request, timeout=timeout, progress=waiting.show, log_in=waiting.log_in, notice=complain
-        )
+        return client.ask(request, timeout=timeout, progress=waiting.show, log_in=waiting.log_in, notice=complain)
     except TimeoutError:
-        raise waiting.overdue(names[0], timeout) from None
+        raise waiting.overdue(name, timeout) from None
     finally:
         waiting.clear()
-    return _report(tunnels, as_json=as_json, waited=True)
 
 
 class _Waiting:

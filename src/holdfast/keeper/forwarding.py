@@ -17,6 +17,7 @@ from holdfast.keeper.states import ForwardState
 from holdfast.openssh.control_socket import ControlSocket, ForwardRefused
 from holdfast.openssh.diagnose import Refusal, refusal
 from holdfast.openssh.master import Master
+from holdfast.peer import is_stale
 
 # Seconds that opening a forward may take: a round trip for a remote one.
 OPENING = 10.0
@@ -295,24 +296,12 @@ def _check_socket_path(path: Path) -> None:
         raise UsageError(f"there is no directory {path.parent} for the socket", f"mkdir -p {path.parent}")
     if path.exists() and not path.is_socket():
         raise UsageError(f"{path} exists and is not a socket", "name another path")
-    if path.is_socket() and not _is_stale(path):
+    if path.is_socket() and not is_stale(path):
         raise HoldfastError(f"another program listens on {path}", "name another path")
 
 
 def remove_stale_socket(path: Path) -> None:
     """Removes a socket that nobody listens on any more; anything else is left alone."""
     with contextlib.suppress(OSError):
-        if path.is_socket() and _is_stale(path):
+        if is_stale(path):
             path.unlink(missing_ok=True)
-
-
-def _is_stale(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(0.2)
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            return True
-        except OSError:
-            return False
-    return False

@@ -205,7 +205,7 @@ class Attempt:
             self.master = await self._log_in(settings)
         link.socket = self.master.socket if self.master.ours else None
         link.control_path = None
-        if self.master.ours and path is not None and await master.link_control_path(path, self.master.socket):
+        if self.master.ours and path is not None and master.link_control_path(path, self.master.socket):
             link.control_path = path
 
     async def _find_again(self, socket: Path) -> Master | None:

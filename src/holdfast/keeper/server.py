@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import resource
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-from holdfast import paths
+from holdfast import lock, paths
 from holdfast.control import LONGEST_REQUEST
 from holdfast.errors import HoldfastError
 from holdfast.keeper.conversation import Conversation
@@ -36,35 +34,19 @@ class AlreadyRunning(HoldfastError):
 def run(*, stay: bool, ready: Callable[[], None]) -> None:
     """Is the keeper until told to stop; with `stay` also when nothing is wanted. Calls `ready` when it listens.
 
-    Raises AlreadyRunning, HoldfastError.
+    The locks are held for as long as this process lives. Raises AlreadyRunning, HoldfastError.
     """
-    lock = _lock(paths.lock_file())
-    if lock is None:
+    held = lock.acquire(paths.lock_file(), HAND_OVER)
+    if held is None:
         raise AlreadyRunning("the keeper is running already", "holdfast keeper stop ends it")
     runtime = paths.runtime_dir()
-    if _lock(runtime / "keeper.lock") is None:
+    if lock.acquire(runtime / "keeper.lock", HAND_OVER) is None:
         raise HoldfastError(
             f"a keeper with another HOLDFAST_STATE_DIR or XDG_STATE_HOME uses {runtime}",
             "set the same everywhere, or another HOLDFAST_RUNTIME_DIR as well",
         )
     _allow_descriptors()
-    asyncio.run(_serve(lock, stay, ready))
-
-
-def _lock(path: Path) -> int | None:
-    """The descriptor of the lock, which is held for as long as this process lives; None if another has it."""
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    deadline = time.monotonic() + HAND_OVER
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                os.close(lock)
-                return None
-            time.sleep(0.01)
-        else:
-            return lock
+    asyncio.run(_serve(held, stay, ready))
 
 
 def _allow_descriptors() -> None:
@@ -76,7 +58,7 @@ def _allow_descriptors() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-async def _serve(lock: int, stay: bool, ready: Callable[[], None]) -> None:
+async def _serve(held: int, stay: bool, ready: Callable[[], None]) -> None:
     path = paths.runtime_dir() / "keeper.sock"
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -85,8 +67,8 @@ async def _serve(lock: int, stay: bool, ready: Callable[[], None]) -> None:
     await keeper.restore()
     server = _Server(keeper, stop)
     listener = await _listen(path, server)
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, os.fsencode(path), 0)
+    os.ftruncate(held, 0)
+    os.pwrite(held, os.fsencode(path), 0)
     ready()
     try:
         async with asyncio.TaskGroup() as tasks:
@@ -98,7 +80,7 @@ async def _serve(lock: int, stay: bool, ready: Callable[[], None]) -> None:
             for task in [*working, *server.conversations]:
                 task.cancel()
     finally:
-        os.ftruncate(lock, 0)
+        os.ftruncate(held, 0)
         path.unlink(missing_ok=True)
 
 

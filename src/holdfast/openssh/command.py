@@ -117,5 +117,13 @@ def parse_version(printed: str) -> tuple[int, int] | None:
     return (int(found[1]), int(found[2])) if found else None
 
 
+def too_old(printed: str) -> str:
+    """That this version of OpenSSH is older than any that was tested; '' when it isn't."""
+    version = parse_version(printed)
+    if version is None or version >= OLDEST:
+        return ""
+    return f"{printed} is older than {'.'.join(map(str, OLDEST))}, the oldest that was tested"
+
+
 def _o(pairs: Iterable[tuple[str, str]]) -> list[str]:
     return [word for name, value in pairs for word in ("-o", f"{name}={value}")]

@@ -24,6 +24,7 @@ from holdfast.openssh import command
 from holdfast.openssh.control_socket import ControlSocket
 from holdfast.openssh.diagnose import Remedy, Trouble, diagnose
 from holdfast.openssh.settings import Settings
+from holdfast.peer import is_stale
 
 # Seconds for a login that nobody has to type anything for, jump hosts included.
 LOGIN = 60.0
@@ -101,10 +102,7 @@ async def baseline(environment: Mapping[str, str]) -> Settings:
     key = (ssh, Path(ssh).stat().st_mtime_ns)
     if key not in _baselines:
         _, _, printed = await _run(["ssh", "-V"], environment, SETTINGS)
-        version = command.parse_version(printed)
-        if version is not None and version < command.OLDEST:
-            oldest = ".".join(str(part) for part in command.OLDEST)
-            reason = f"{printed.partition(',')[0]} is older than {oldest}, the oldest that was tested"
+        if reason := command.too_old(printed.partition(",")[0]):
             raise LoginFailed(Trouble(reason, "update OpenSSH", Remedy.NONE))
         _baselines[key] = await settings("localhost", ("-F", "none"), environment)
     return _baselines[key]
@@ -135,8 +133,7 @@ async def start(argv: Sequence[str], socket: Path, log: Path, host: str, environ
         async with asyncio.timeout(LOGIN):
             is_ready = await _says_ready(process)
         if not is_ready:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                await asyncio.to_thread(process.wait, DYING)
+            await _reap(process)
             raise LoginFailed(diagnose(log.read_text(errors="replace"), host))
         control = await ControlSocket.connect(socket)
         pid = await control.alive()
@@ -211,8 +208,7 @@ def kill_with_children(pid: int) -> None:
 async def last_words(master: Master, start: int) -> str:
     """What a dying master wrote to its log from byte `start` on. It hangs up first, and says why afterwards."""
     if master.process is not None:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            await asyncio.to_thread(master.process.wait, DYING)
+        await _reap(master.process)
     else:
         with contextlib.suppress(TimeoutError, ProcessLookupError):
             async with asyncio.timeout(DYING):
@@ -225,30 +221,15 @@ async def last_words(master: Master, start: int) -> str:
 async def bury(master: Master) -> None:
     """Removes what a dead master of ours left: its zombie, its socket, its log."""
     if master.process is not None:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            await asyncio.to_thread(master.process.wait, DYING)
+        await _reap(master.process)
     if master.ours:
         _forget(master.socket, _log_of(master.socket))
 
 
-async def is_stale(control_path: Path) -> bool:
-    """Whether a socket lies at `control_path` that nobody listens on any more."""
-    if not control_path.is_socket():
-        return False
-    try:
-        control = await ControlSocket.connect(control_path)
-    except ConnectionRefusedError:
-        return True
-    except (OSError, MasterError):
-        return False
-    control.close()
-    return False
-
-
-async def link_control_path(control_path: Path, socket: Path) -> bool:
+def link_control_path(control_path: Path, socket: Path) -> bool:
     """Makes the user's `control_path` lead to our master. False when something of the user's is there."""
     if not is_our_link(control_path):
-        if await is_stale(control_path):
+        if is_stale(control_path):
             control_path.unlink(missing_ok=True)
         elif os.path.lexists(control_path):
             return False
@@ -322,6 +303,12 @@ async def _says_ready(process: subprocess.Popen[bytes]) -> bool:
         return False
     finally:
         transport.close()
+
+
+async def _reap(process: subprocess.Popen[bytes]) -> None:
+    """Waits for a child that is about to end."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        await asyncio.to_thread(process.wait, DYING)
 
 
 def _log_of(socket: Path) -> Path:
