@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 
 from holdfast.openssh import command
 from holdfast.openssh.settings import Settings
+from tests.sshd import free_port
 
 OPTIONS = ["-F", "/some/config", "-o", "Compression=yes", "-p", "2222", "-i", "/key", "-J", "bastion", "-l", "ann"]
 
@@ -19,11 +22,18 @@ def master(
     *,
     host: str = "lab",
     in_terminal: bool = False,
+    in_dialogue: bool = False,
     defaults: Mapping[str, str] | None = None,
     socket: str = "/run/ctl",
 ) -> list[str]:
     return command.master(
-        host, options, Path(socket), Path("/log"), in_terminal=in_terminal, defaults=defaults or {}
+        host,
+        options,
+        Path(socket),
+        Path("/log"),
+        in_terminal=in_terminal,
+        in_dialogue=in_dialogue,
+        defaults=defaults or {},
     )
 
 
@@ -75,6 +85,14 @@ def test_without_a_terminal_ssh_never_asks_and_stays_a_child_that_says_when_it_i
     assert "-f" not in argv
 
 
+def test_in_a_dialogue_ssh_may_ask_once_for_a_password_and_stays_a_child_that_says_when_it_is_ready() -> None:
+    argv = master(["-F", "none"], in_dialogue=True)
+    found = shown(argv)
+    assert found.get("batchmode") == "no"
+    assert found.get("numberofpasswordprompts") == "1"
+    assert [word for word in argv if word not in master(["-F", "none"])] == ["NumberOfPasswordPrompts=1"]
+
+
 def test_in_a_terminal_ssh_may_ask_and_then_goes_into_the_background() -> None:
     argv = master(in_terminal=True)
     assert "-f" in argv
@@ -124,6 +142,81 @@ def test_real_ssh_takes_every_option(in_terminal: bool) -> None:
 def test_real_ssh_lets_the_users_own_options_win_over_what_we_prefer() -> None:
     found = shown(master(["-F", "none", "-o", "ConnectTimeout=99"], defaults={"ConnectTimeout": "15"}))
     assert found.get("connecttimeout") == "99"
+
+
+# --- through jump hosts, with nobody there to ask ---
+
+
+def proxy_of(options: Sequence[str]) -> list[str]:
+    """The words of the ProxyCommand in `options`, as a shell splits them."""
+    (proxy,) = values(options, "ProxyCommand")
+    return shlex.split(proxy)
+
+
+def test_without_a_jump_host_the_options_are_the_users() -> None:
+    assert command.unattended(OPTIONS[:-4], "") == OPTIONS[:-4]
+
+
+def test_a_jump_host_is_reached_by_an_ssh_that_never_asks_and_tells_how_far_its_connect_has_come() -> None:
+    proxy = proxy_of(command.unattended(OPTIONS, "ann@bastion:2222"))
+    assert proxy[:3] == ["ssh", "-F", "/some/config"]
+    assert values(proxy, "BatchMode") == ["yes"]
+    assert values(proxy, "LogVerbose") == ["sshconnect.c:ssh_connect_direct():*"]
+    assert proxy[-4:] == ["-W", "[%h]:%p", "--", "ssh://ann@bastion:2222"]
+    assert "-J" not in proxy
+
+
+def test_of_several_jump_hosts_the_last_is_reached_through_those_before_it() -> None:
+    proxy = proxy_of(command.unattended((), "first,second,third"))
+    assert proxy[proxy.index("-J") + 1] == "first,second"
+    assert proxy[-1] == "ssh://third"
+
+
+def test_the_users_options_stay_but_for_the_jump_hosts_that_they_name() -> None:
+    options = command.unattended(OPTIONS, "bastion")
+    assert options[2:] == [word for word in OPTIONS if word not in ("-J", "bastion")]
+
+
+def test_an_ssh_that_can_not_tell_how_far_a_connect_has_come_is_not_asked_to() -> None:
+    assert not values(proxy_of(command.unattended((), "bastion", ["LogVerbose"])), "LogVerbose")
+
+
+@pytest.mark.parametrize(
+    ("jump", "user", "host", "port"),
+    [
+        ("bastion", "", "bastion", "22"),
+        ("ann@bastion:2222", "ann", "bastion", "2222"),
+        ("first,ann@second", "ann", "second", "22"),
+        ("ssh://ann@bastion:2222", "ann", "bastion", "2222"),
+    ],
+)
+def test_real_ssh_takes_the_way_through_a_jump_host_and_so_does_the_one_that_it_runs(
+    jump: str, user: str, host: str, port: str
+) -> None:
+    argv = master(command.unattended(["-F", "none", "-J", "as-it-was"], jump))
+    (proxy,) = values(argv, "ProxyCommand")
+    assert shown(argv).get("proxycommand") == proxy
+    inner = shown(shlex.split(re.sub("%([hp%])", lambda found: {"h": "lab", "p": "22"}.get(found[1], "%"), proxy)))
+    assert inner.get("user") == user or not user
+    assert (inner.get("hostname"), inner.get("port"), inner.get("batchmode")) == (host, port, "yes")
+
+
+@pytest.mark.parametrize("jump", [False, True])
+def test_real_ssh_tells_that_it_asks_for_a_connection_and_not_that_it_has_one_before_it_has(
+    tmp_path: Path, jump: bool
+) -> None:
+    hop = f"127.0.0.1:{free_port()}"
+    options = ["-F", "none", "-o", "ConnectTimeout=5", "-p", str(free_port())]
+    through = command.unattended(options, hop) if jump else options
+    with (tmp_path / "log").open("ab") as log:
+        argv = command.master(
+            "localhost", through, tmp_path / "c", tmp_path / "log", in_terminal=False, defaults={}
+        )
+        ended = subprocess.run(argv, stdin=subprocess.DEVNULL, stderr=log, check=False, timeout=20)
+    said = (tmp_path / "log").read_text()
+    assert ended.returncode == 255
+    assert command.CONNECTING in said
+    assert command.CONNECTED not in said
 
 
 HOSTILE = """

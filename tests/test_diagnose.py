@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -27,8 +27,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.openssh import endings
-from holdfast.openssh.command import READY, master
+from holdfast.openssh.command import READY, master, show_settings, unattended
 from holdfast.openssh.diagnose import ENDED_BY_HAND, Refusal, Remedy, Trouble, diagnose, refusal
+from holdfast.openssh.settings import Settings
 from tests.sshd import Sshd, free_port, make_key, wait_for
 
 ME = f"{getpass.getuser()}@127.0.0.1"
@@ -63,8 +64,15 @@ VERBOSELY = "see how far it gets with `ssh -v lab`"
 def _command(server: Sshd, options: tuple[str, ...], host: str, socket_path: Path | None = None) -> list[str]:
     options = options if "-F" in options else ("-F", str(server.config), *options)
     control = socket_path or server.home / "ctl"
-    command = master(host, options, control, server.home / "master.log", in_terminal=False, defaults={})
+    through = unattended(options, _jump(options, host))
+    command = master(host, through, control, server.home / "master.log", in_terminal=False, defaults={})
     return [re.sub("^LogVerbose=", f"LogVerbose={ACCEPTED_KEY},", word) for word in command]
+
+
+def _jump(options: Sequence[str], host: str) -> str:
+    """The jump hosts that ssh would use, '' where it refuses the options."""
+    shown = subprocess.run(show_settings(host, options), capture_output=True, text=True, check=False)
+    return Settings(shown.stdout).proxy_jump
 
 
 def fail(server: Sshd, *options: str, host: str = "lab", **environment: str) -> Trouble:
@@ -160,6 +168,17 @@ def peer() -> Iterator[Peer]:
         yield start
 
 
+@contextlib.contextmanager
+def silent(port: int) -> Iterator[None]:
+    """A listener at `port` whose queue is full: it drops what comes, as a firewall does."""
+    with socket.create_server(("127.0.0.1", port), backlog=0), contextlib.ExitStack() as stack:
+        for _ in range(3):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(("127.0.0.1", port))
+        yield
+
+
 def reset(connection: socket.socket) -> None:
     """Closes it so that the other end gets a reset instead of an end of file."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -215,16 +234,35 @@ def test_a_port_that_nobody_listens_on_is_told(client: Sshd) -> None:
     assert fail(client) == Trouble(
         f"127.0.0.1 refuses connections to port {client.port}",
         "check that sshd runs there, and on that port",
-        Remedy.RETRY,
+        Remedy.RETRY_REFUSED,
     )
 
 
+def test_a_name_whose_addresses_all_refuse_is_told_as_one(client: Sshd) -> None:
+    assert fail(client, "-o", "HostName=localhost") == Trouble(
+        f"localhost refuses connections to port {client.port}",
+        "check that sshd runs there, and on that port",
+        Remedy.RETRY_REFUSED,
+    )
+
+
+def test_an_address_that_refused_is_not_blamed_for_what_another_one_did() -> None:
+    """As LogVerbose has ssh say it, on a machine where `lab` has two addresses."""
+    log = """
+        debug1: sshconnect.c:ssh_connect_direct():485 (pid=7): Connecting to lab [2001:db8::7] port 22.
+        debug1: sshconnect.c:ssh_connect_direct():504 (pid=7): connect to address 2001:db8::7 port 22: {why}
+        debug1: sshconnect.c:ssh_connect_direct():485 (pid=7): Connecting to lab [192.0.2.7] port 22.
+        debug1: sshconnect.c:ssh_connect_direct():522 (pid=7): Connection established.
+        something that nobody has ever seen
+        """
+    for why in ("Connection refused", "Connection timed out", "No route to host"):
+        assert diagnose(log.format(why=why), "lab") == Trouble(
+            "ssh ended, saying 'something that nobody has ever seen'", VERBOSELY, Remedy.RETRY_LATER
+        )
+
+
 def test_a_machine_that_never_answers_is_told(client: Sshd) -> None:
-    with socket.create_server(("127.0.0.1", client.port), backlog=0), contextlib.ExitStack() as stack:
-        for _ in range(3):  # the listener's queue is full: it drops what comes, as a firewall does
-            waiting = stack.enter_context(socket.socket())
-            waiting.setblocking(False)
-            waiting.connect_ex(("127.0.0.1", client.port))
+    with silent(client.port):
         assert fail(client, "-o", "ConnectTimeout=1") == Trouble(
             f"127.0.0.1 doesn't answer on port {client.port}",
             "check that it is up, and that your network or VPN reaches it",
@@ -682,6 +720,24 @@ def test_a_jump_host_that_refuses_connections_is_told(client: Sshd) -> None:
     assert fail(client, "-J", f"localhost:{client.port}") == Trouble(
         f"the jump host failed: localhost refuses connections to port {client.port}",
         "check that sshd runs there, and on that port",
+        Remedy.RETRY_REFUSED,
+    )
+
+
+def test_a_jump_host_that_never_answers_is_told(client: Sshd) -> None:
+    with silent(client.port):
+        assert fail(client, "-J", f"localhost:{client.port}", "-o", "ConnectTimeout=1") == Trouble(
+            "nothing came through the jump host or ProxyCommand in time",
+            "check your network or VPN",
+            Remedy.RETRY,
+        )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other kernels say something else of this address")
+def test_a_jump_host_on_a_network_that_leads_nowhere_is_told(client: Sshd) -> None:
+    assert fail(client, "-J", "255.255.255.255") == Trouble(
+        "the jump host failed: there is no way to 255.255.255.255 from this network",
+        "check your network or VPN",
         Remedy.RETRY,
     )
 

@@ -141,12 +141,26 @@ def test_the_first_hop_is_the_machine_that_is_really_connected_to(
     assert settings(config, *lines).first_hop == hop
 
 
+@pytest.mark.parametrize(
+    ("lines", "jump"),
+    [
+        ([], ""),
+        (["ProxyJump none"], ""),
+        (["ProxyJump bastion"], "bastion"),
+        (["ProxyJump ann@bastion:2222,second"], "ann@bastion:2222,second"),
+        (["ProxyCommand nc %h %p"], ""),
+    ],
+)
+def test_the_jump_hosts_are_told_the_nearest_first(config: Path, lines: list[str], jump: str) -> None:
+    assert settings(config, *lines).proxy_jump == jump
+
+
 def test_two_hosts_behind_one_bastion_share_their_first_hop(config: Path) -> None:
     one = settings(config, "ProxyJump bastion").first_hop
     assert settings(config, "Port 2222", "ProxyJump bastion,other").first_hop == one
 
 
-OURS = {"ServerAliveInterval": "5", "ServerAliveCountMax": "3", "ConnectTimeout": "15", "IPQoS": "none"}
+OURS = {"ServerAliveInterval": "30", "ServerAliveCountMax": "30", "ConnectTimeout": "15", "IPQoS": "none"}
 
 
 def test_a_silent_configuration_gets_all_of_ours(config: Path, baseline: Settings) -> None:

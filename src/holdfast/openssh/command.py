@@ -15,16 +15,20 @@ from pathlib import Path
 RECENT = ("ForkAfterAuthentication", "LogVerbose", "SessionType", "StdinNull")
 
 # Makes ssh log, at any level, the lines that tell why a server hung up early (its version, what it sent before
-# the banner), the fingerprint of the key it offered, and which of our keys it would take (BatchMode says nothing
-# of a passphrase that is missing).
+# the banner), the fingerprint of the key it offered, which of our keys it would take (BatchMode says nothing
+# of a passphrase that is missing), and how far a connect has come.
 _LOG_VERBOSE = ",".join(
     f"{place}:*"
     for place in (
         "kex.c:kex_exchange_identification()",
         "sshconnect.c:verify_host_key()",
         "sshconnect2.c:input_userauth_pk_ok()",
+        "sshconnect.c:ssh_connect_direct()",
     )
 )
+
+# What ssh logs when it asks for a TCP connection, and when it has it.
+CONNECTING, CONNECTED = ": Connecting to ", ": Connection established."
 
 # The oldest ssh that was tested. Options that it lacks are in RECENT.
 OLDEST = (8, 0)
@@ -40,13 +44,15 @@ def master(
     log: Path,
     *,
     in_terminal: bool,
+    in_dialogue: bool = False,
     defaults: Mapping[str, str],
     unknown: Collection[str] = (),
 ) -> list[str]:
     """The command that starts a master for `host` with its control socket at `socket`.
 
     `in_terminal`: ssh asks its questions there and goes into the background once logged in (-f). Otherwise it
-    never asks (BatchMode), stays a child, and prints `READY` on stdout once its socket is there.
+    never asks (BatchMode), stays a child, and prints `READY` on stdout once its socket is there; `in_dialogue`: it
+    asks by SSH_ASKPASS, and once only, since a dialogue that is closed sends an empty password.
     `options` are the user's own (-F, -o, -p, -i, -J, -l) and win over all of ours that are a matter of taste;
     `defaults` is what we prefer where the user's configuration says nothing (see `preferences`);
     `unknown` are those of `RECENT` that this ssh doesn't know.
@@ -69,7 +75,7 @@ def master(
         ours += [
             ("ForkAfterAuthentication", "no"),
             ("StdinNull", "no"),
-            ("BatchMode", "yes"),
+            *([("NumberOfPasswordPrompts", "1")] if in_dialogue else [("BatchMode", "yes")]),
             ("PermitLocalCommand", "yes"),
             ("LocalCommand", f"echo {READY.decode()}"),
             ("LogLevel", "VERBOSE"),
@@ -82,11 +88,12 @@ def master(
     return [*words, *_o(known), *options, *_o(defaults.items()), "--", host]
 
 
-def unattended(options: Sequence[str], jump: str) -> list[str]:
+def unattended(options: Sequence[str], jump: str, unknown: Collection[str] = ()) -> list[str]:
     """`options`, made to go through the jump hosts `jump` (as `ssh -G` prints ProxyJump) without a question.
 
     ssh runs another ssh for a ProxyJump, without our BatchMode: where nobody is there to ask, that one would try
     empty passwords, and have us banned. So we say ourselves what it would run; ssh allows no -J beside that.
+    `unknown` are those of `RECENT` that this ssh doesn't know.
     """
     if not jump:
         return list(options)
@@ -94,7 +101,8 @@ def unattended(options: Sequence[str], jump: str) -> list[str]:
     pairs = list(zip(options[::2], options[1::2], strict=True))
     config = [word for flag, value in pairs if flag == "-F" for word in (flag, value)]
     hops = ["-J", before] if before else []
-    words = ["ssh", *config, "-o", "BatchMode=yes", "-o", "ConnectTimeout=15", *hops]
+    log = [] if "LogVerbose" in unknown else [("LogVerbose", "sshconnect.c:ssh_connect_direct():*")]
+    words = ["ssh", *config, *_o([("BatchMode", "yes"), ("ConnectTimeout", "15"), *log]), *hops]
     destination = last if last.startswith("ssh://") else f"ssh://{last}"
     proxy = (
         shlex.join(words).replace("%", "%%") + " -W '[%h]:%p' -- " + shlex.quote(destination.replace("%", "%%"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -42,6 +42,8 @@ class ControlSocket(asyncio.Protocol):
         self._answers: dict[int, asyncio.Future[mux.Reply]] = {}
         self._trouble = "the master hung up"
         self.closed = asyncio.Event()
+        # Called at that very moment.
+        self.when_closed: Callable[[], None] | None = None
         # The greeting waits under number 0: requests count from 1.
         self._answers[0] = asyncio.get_running_loop().create_future()
 
@@ -75,6 +77,11 @@ class ControlSocket(asyncio.Protocol):
             raise
         return control
 
+    @property
+    def connection(self) -> socket.socket:
+        """The connection itself, for another process to hold open. It must not be read, written or shut down."""
+        return self._socket
+
     def close(self) -> None:
         """Hangs up. What this connection opened as a session or stdio forward ends with it."""
         if self._transport is not None:
@@ -95,12 +102,15 @@ class ControlSocket(asyncio.Protocol):
         async with asyncio.timeout(LOCAL_ANSWER):
             await self.closed.wait()
 
-    async def open_forward(self, forward: Forward, listen: Address, timeout: float) -> int | None:
+    async def open_forward(
+        self, forward: Forward, listen: Address, timeout: float, meanwhile: Callable[[], object] | None = None
+    ) -> int | None:
         """Opens `forward` on `listen`; the port that the server chose, for a remote one asked with port 0.
 
-        `timeout` is in seconds; remote forwards take a round trip. Raises ForwardRefused, MasterError.
+        `timeout` is in seconds; remote forwards take a round trip. `meanwhile` is called when the request has
+        gone out, before the master can have done it. Raises ForwardRefused, MasterError.
         """
-        reply = await self._ask(self._client.open_forward(forward, listen), timeout)
+        reply = await self._ask(self._client.open_forward(forward, listen), timeout, meanwhile)
         match reply:
             case mux.Ok():
                 return None
@@ -110,9 +120,11 @@ class ControlSocket(asyncio.Protocol):
                 raise ForwardRefused(reason)
         raise mux.ProtocolError(f"the master answered a forward with {reply}")
 
-    async def close_forward(self, forward: Forward, listen: Address, timeout: float) -> None:
+    async def close_forward(
+        self, forward: Forward, listen: Address, timeout: float, meanwhile: Callable[[], object] | None = None
+    ) -> None:
         """Closes what `open_forward` opened, given the same values. Its connections stay."""
-        reply = await self._ask(self._client.close_forward(forward, listen), timeout)
+        reply = await self._ask(self._client.close_forward(forward, listen), timeout, meanwhile)
         if isinstance(reply, mux.Refused):
             raise ForwardRefused(reply.reason)
 
@@ -157,8 +169,12 @@ class ControlSocket(asyncio.Protocol):
         finally:
             self._socket.setblocking(False)
 
-    async def _ask(self, request: mux.Request, timeout: float) -> mux.Reply:
+    async def _ask(
+        self, request: mux.Request, timeout: float, meanwhile: Callable[[], object] | None = None
+    ) -> mux.Reply:
         self._send(request.packet)
+        if meanwhile is not None:
+            meanwhile()
         self._expect(request)
         return await self._answer(request.number, timeout)
 
@@ -195,6 +211,8 @@ class ControlSocket(asyncio.Protocol):
         if exc is not None:
             self._trouble = f"the master hung up: {exc}"
         self.closed.set()
+        if self.when_closed is not None:
+            self.when_closed()
         for answer in self._answers.values():
             if not answer.done():
                 answer.set_exception(MasterError(self._trouble))

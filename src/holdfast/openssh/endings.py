@@ -13,7 +13,8 @@ from typing import NamedTuple
 class Remedy(Enum):
     """What can help, and so how long to wait before the next try (the delays are in keeper/states.py)."""
 
-    RETRY = "the server was never reached"
+    RETRY = "nobody was reached"
+    RETRY_REFUSED = "the machine was reached, and nothing listens there"
     RETRY_LATER = "the server was reached, and something failed"
     RETRY_MUCH_LATER = "closed before the banner: MaxStartups, a penalty, a firewall"
     LOGIN = "only a person can go on"
@@ -35,7 +36,7 @@ class Rule(NamedTuple):
     because: tuple[str, ...] = ()
 
 
-_RETRY, _LATER, _MUCH_LATER, _LOGIN, _NONE = Remedy
+_RETRY, _REFUSED, _LATER, _MUCH_LATER, _LOGIN, _NONE = Remedy
 
 # A line that ssh logs only because of LogVerbose (see command.py) starts with this, once _clean has seen it.
 FORCED = "debug: "
@@ -54,7 +55,8 @@ _NO_ROUTE = r"No route to host|(?:Network|Host) is (?:unreachable|down)|Can't as
 _OFFLINE = r"Temporary failure|Try again|System error|Non-recoverable failure"
 _NO_NAME = r"not known|No address|not resolve|Unknown host|No such host"
 _UNRESOLVED = r"(?:\S+: )?Could not resolve hostname (?P<name>\S*): "
-_UNCONNECTED = r"(?:\S+: )?connect to (?:host|address) (?P<name>\S+) port (?P<port>\d+): "
+# Not the debug lines: each tells of one of the host's addresses, and another one may be connected to.
+_UNCONNECTED = rf"(?!{FORCED})(?:\S+: ){{0,2}}connect to (?:host|address) (?P<name>\S+) port (?P<port>\d+): "
 _NO_COMMON = r"Unable to negotiate with .+: no matching "
 _THEIR_OFFER = r" found\. Their offer: (?P<offer>[^,]*)"
 _LISTENER = r"(?:unix_listener: path \"(?P<file>.+)\.\w{16}\" too long|ControlPath \"?(?P<path>.+) too long)"
@@ -195,7 +197,7 @@ _NETWORK = (
         rf"{_UNCONNECTED}Connection refused",
         "{name} refuses connections to port {port}",
         "check that sshd runs there, and on that port",
-        _RETRY,
+        _REFUSED,
     ),
     Rule(
         rf"{_UNCONNECTED}(?:Connection|Operation) timed out",

@@ -28,6 +28,8 @@ from holdfast.peer import is_stale
 
 # Seconds for a login that nobody has to type anything for, jump hosts included.
 LOGIN = 60.0
+# Seconds for one that asks a person, who may be looking elsewhere.
+DIALOGUE = 300.0
 # Seconds for `ssh -G`, which runs the user's `Match exec` commands.
 SETTINGS = 15.0
 # Seconds that a master which has hung up may take to be gone.
@@ -48,7 +50,10 @@ class LoginFailed(MasterError):
 
 @dataclass(slots=True)
 class Master:
-    """A living master. `ours` is False for one that the user made: it is never ended by us, and has no log."""
+    """A living master. `ours` is False for one that the user made: it is never ended by us, and has no log.
+
+    `takes_unix_targets`: its stdio forwards can lead to Unix sockets, which those before 9.4 take for host names.
+    """
 
     socket: Path
     pid: int
@@ -56,6 +61,7 @@ class Master:
     control: ControlSocket
     log: Path | None = None
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    takes_unix_targets: bool = False
 
     def read_log(self, start: int = 0) -> str:
         """What it wrote to its log from byte `start` on; empty for a master of the user's."""
@@ -104,15 +110,29 @@ async def baseline(environment: Mapping[str, str]) -> Settings:
         _, _, printed = await _run(["ssh", "-V"], environment, SETTINGS)
         if reason := command.too_old(printed.partition(",")[0]):
             raise LoginFailed(Trouble(reason, "update OpenSSH", Remedy.NONE))
+        _versions[ssh] = command.parse_version(printed) or command.OLDEST
         _baselines[key] = await settings("localhost", ("-F", "none"), environment)
     return _baselines[key]
 
 
 _baselines: dict[tuple[str, int], Settings] = {}
+_versions: dict[str, tuple[int, int]] = {}
 
 
-async def start(argv: Sequence[str], socket: Path, log: Path, host: str, environment: Mapping[str, str]) -> Master:
-    """Runs `argv` (see command.master), a master for `host` that asks no questions. Raises LoginFailed.
+def _takes_unix_targets(environment: Mapping[str, str]) -> bool:
+    """For a master of the ssh that is first in the PATH, whose baseline was asked for before."""
+    return _versions.get(shutil.which("ssh", path=environment.get("PATH")) or "", command.OLDEST) >= (9, 4)
+
+
+async def start(
+    argv: Sequence[str],
+    socket: Path,
+    log: Path,
+    host: str,
+    environment: Mapping[str, str],
+    patience: float = LOGIN,
+) -> Master:
+    """Runs `argv` (see command.master), a master for `host`, for at most `patience` seconds. Raises LoginFailed.
 
     Ready is what ssh says itself, through LocalCommand, once it is logged in and its socket is there.
     """
@@ -130,7 +150,7 @@ async def start(argv: Sequence[str], socket: Path, log: Path, host: str, environ
         except FileNotFoundError:
             raise LoginFailed(NO_SSH) from None
     try:
-        async with asyncio.timeout(LOGIN):
+        async with asyncio.timeout(patience):
             is_ready = await _says_ready(process)
         if not is_ready:
             await _reap(process)
@@ -140,16 +160,30 @@ async def start(argv: Sequence[str], socket: Path, log: Path, host: str, environ
         if pid != process.pid:
             control.close()
             raise MasterError(f"the control socket {socket} belongs to process {pid}, not to {process.pid}")
-        return Master(socket, pid, True, control, log, process)
+        return Master(socket, pid, True, control, log, process, _takes_unix_targets(environment))
     except BaseException as error:
         kill_with_children(process.pid)
         await asyncio.to_thread(process.wait)
         _forget(socket, log)
         if isinstance(error, TimeoutError):
             raise LoginFailed(
-                Trouble(f"the login on {host} took longer than {LOGIN:g} s", f"ssh -v {host}", Remedy.RETRY_LATER)
+                Trouble(
+                    f"the login on {host} took longer than {patience:g} s", f"ssh -v {host}", Remedy.RETRY_LATER
+                )
             ) from None
         raise
+
+
+def is_unanswered(log: Path) -> bool:
+    """Whether the ssh that writes to `log` has asked for a connection which nobody has answered yet.
+
+    Says no where ssh doesn't tell: before 8.5, and behind a ProxyCommand of the user's.
+    """
+    try:
+        said = log.read_text(errors="replace")
+    except OSError:
+        return False
+    return command.CONNECTING in said and command.CONNECTED not in said
 
 
 async def adopt(socket: Path, *, ours: bool) -> Master | None:

@@ -76,9 +76,10 @@ def preferences(settings: Settings, baseline: Settings, *, has_aes: bool) -> dic
 
     ours: dict[str, str] = {}
     if is_default("serveraliveinterval"):
-        ours["ServerAliveInterval"] = "5"
+        # The keeper finds out much earlier. This is for when there is none: as long as TCP itself would try.
+        ours["ServerAliveInterval"] = "30"
         if is_default("serveralivecountmax"):
-            ours["ServerAliveCountMax"] = "3"
+            ours["ServerAliveCountMax"] = "30"
     elif settings.get("serveraliveinterval"):
         # Said again because Debian's BatchMode changes it to 300 behind the user's back.
         ours["ServerAliveInterval"] = settings.get("serveraliveinterval")
