@@ -10,24 +10,29 @@ command -v ssh >/dev/null 2>&1 || missing="$missing openssh-client"
 python=${PYTHON:-python3}
 "$python" -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"
 
-wanted=""
-for shell in zsh fish; do # for the tests of what goes into a shell's start-up file; they skip without
-    command -v $shell >/dev/null 2>&1 || wanted="$wanted $shell"
-done
-[ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1 && missing="$missing$wanted"
+wanted="" # what some tests need, and skip without
+want() {
+    command -v "$1" >/dev/null 2>&1 || wanted="$wanted $2"
+}
+for shell in zsh fish ksh mksh tcsh; do want $shell $shell; done
+want ip iproute2
+want dbus-daemon dbus-daemon
+command -v chromium-browser >/dev/null 2>&1 || command -v google-chrome >/dev/null 2>&1 || want chromium chromium
 
-if [ -n "$missing" ]; then
-    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
-        echo "setup: installing$missing"
-        export DEBIAN_FRONTEND=noninteractive
-        apt-get update -qq
-        # shellcheck disable=SC2086 # a list of package names
-        apt-get install -y -qq --no-install-recommends $missing >/dev/null
-    else
-        echo "setup: these are missing:$missing" >&2
-        echo "setup: hint: sudo apt-get install$missing" >&2
-        exit 1
-    fi
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+    export DEBIAN_FRONTEND=noninteractive
+    [ -z "$missing$wanted" ] || apt-get update -qq
+    for package in $missing $wanted; do
+        echo "setup: installing $package"
+        apt-get install -y -qq --no-install-recommends "$package" >/dev/null || case " $missing " in
+            *" $package "*) exit 1 ;;
+            *) echo "setup: there is no $package; its tests will be skipped" >&2 ;;
+        esac
+    done
+elif [ -n "$missing" ]; then
+    echo "setup: these are missing:$missing" >&2
+    echo "setup: hint: sudo apt-get install$missing" >&2
+    exit 1
 fi
 
 stamp=.venv/.set-up-for
