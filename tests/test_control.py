@@ -19,9 +19,11 @@ from holdfast.control import (
     Status,
     Stop,
     Up,
+    Upkeep,
     check_host,
     check_name,
     check_options,
+    check_upkeep,
     decode_forward,
     decode_request,
     default_name,
@@ -31,13 +33,26 @@ from holdfast.control import (
 from holdfast.errors import Exit, HoldfastError, KeeperError, UsageError
 from holdfast.forward import LONGEST_HOST, Kind, parse
 
-UP = Up("lab", "work", ("-p", "2222"), (("local", "localhost:1", "db:2"),), {"PATH": "/bin"}, True, False, True)
+UP = Up(
+    "lab",
+    "work",
+    ("-p", "2222"),
+    (("local", "localhost:1", "db:2"),),
+    {"PATH": "/bin"},
+    terminal=True,
+    wait=False,
+    expose=True,
+    upkeep={"hold": 7, "http": 1},
+)
 
 WORDS = st.lists(st.text()).map(tuple)
 ENVIRONMENTS = st.dictionaries(st.text(), st.text())
+UPKEEPS = st.dictionaries(st.text(), st.integers())
 FLAGS = st.booleans()
 REQUESTS: st.SearchStrategy[Request] = st.one_of(
-    st.builds(Up, st.text(), st.text(), WORDS, st.lists(WORDS).map(tuple), ENVIRONMENTS, FLAGS, FLAGS, FLAGS),
+    st.builds(
+        Up, st.text(), st.text(), WORDS, st.lists(WORDS).map(tuple), ENVIRONMENTS, FLAGS, FLAGS, FLAGS, UPKEEPS
+    ),
     st.builds(Down, WORDS, WORDS, FLAGS),
     st.builds(Restart, WORDS, ENVIRONMENTS, FLAGS),
     st.builds(Status, WORDS),
@@ -154,6 +169,11 @@ def test_an_extra_field_is_an_error() -> None:
         ("terminal", "yes"),
         ("wait", None),
         ("expose", 0),
+        ("upkeep", None),
+        ("upkeep", []),
+        ("upkeep", {"hold": "7"}),
+        ("upkeep", {"hold": None}),
+        ("upkeep", {"hold": 7.5}),
     ],
 )
 def test_a_field_of_the_wrong_type_is_an_error_that_names_it(field: str, value: object) -> None:
@@ -506,3 +526,52 @@ def test_any_options_are_pairs_of_known_ones_or_a_usage_error(options: tuple[str
         assert set(check_options(options)[::2]) <= set(control.SSH_OPTIONS)
     except UsageError:
         return
+
+
+# --- upkeep ---
+
+
+def test_what_is_not_said_of_a_tunnels_upkeep_is_as_by_default() -> None:
+    assert check_upkeep({}) == Upkeep(hold=512, hold_for=120, http=False, switch=True, notify=False)
+    assert check_upkeep({"hold": 7, "switch": 0}) == Upkeep(hold=7, switch=False)
+
+
+def test_an_upkeep_comes_out_of_json_as_it_went_in_flags_as_flags() -> None:
+    kept = Upkeep(hold=1, hold_for=2, http=True, switch=False, notify=True)
+    for sent in (kept._asdict(), {name: int(value) for name, value in kept._asdict().items()}):
+        got = check_upkeep(json.loads(json.dumps(sent)))
+        assert got == kept
+        assert [type(value) for value in got] == [type(value) for value in kept]
+
+
+@pytest.mark.parametrize("upkeep", [{"hold": 1}, {"hold": 10_000}, {"hold_for": 1}, {"hold_for": 86_400}])
+def test_an_upkeep_is_accepted(upkeep: dict[str, int]) -> None:
+    assert check_upkeep(upkeep)._asdict().items() >= upkeep.items()
+
+
+@pytest.mark.parametrize(
+    ("upkeep", "said"),
+    [
+        ({"hold": 0}, "0 can't be the value of --hold"),
+        ({"hold": 10_001}, "10001 can't be the value of --hold"),
+        ({"hold_for": -1}, "-1 can't be the value of --hold-for"),
+        ({"hold_for": 86_401}, "86401 can't be the value of --hold-for"),
+        ({"nope": 1}, "no 'nope'"),
+        ({"": 1}, "no ''"),
+    ],
+)
+def test_an_upkeep_is_refused_in_one_printable_line(upkeep: dict[str, int], said: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        check_upkeep(upkeep)
+    assert said in raised.value.message
+    assert raised.value.message.isprintable()
+
+
+@given(st.dictionaries(st.sampled_from(Upkeep._fields) | st.text(max_size=5), st.integers(), max_size=4))
+def test_any_upkeep_is_within_its_bounds_or_a_usage_error(upkeep: dict[str, int]) -> None:
+    try:
+        kept = check_upkeep(upkeep)
+    except UsageError:
+        return
+    assert 0 <= kept.hold <= 10_000
+    assert 0 <= kept.hold_for <= 86_400

@@ -229,3 +229,49 @@ def test_what_was_typed_is_in_no_log(typed: Typed, sshd: Sshd, web: Web, home: P
     assert kept
     assert not any("secret\n" in path.read_text(errors="replace") for path in kept)
     assert getpass.getuser() in sshd.config.read_text()
+
+
+def test_after_a_loss_the_desktops_dialogue_is_used_once(
+    typed: Typed, holdfast: Run, sshd: Sshd, web: Web, home: Path, secret_key: None, environment: dict[str, str]
+) -> None:
+    asked, secret = home / "asked", home / "secret"
+    program = home / "askpass"
+    program.write_text(f'#!/bin/sh\necho "$1" >> {asked}\ncat {secret}\n')
+    program.chmod(0o700)
+    secret.write_text("secret\n")
+    environment |= {"SSH_ASKPASS": str(program), "DISPLAY": ":9"}
+    port = free_port()
+    terminal = typed("up", "-F", str(sshd.config), "lab", f"{port}:{web.port}")
+    terminal.expect("Enter passphrase")
+    terminal.sendline("secret")
+    assert finish(terminal) == 0
+    assert not asked.exists()
+    sshd.drop_connections()
+    wait_for(asked.exists, "the dialogue")
+    assert get(port) == b"hello"
+    assert asked.read_text().count("Enter passphrase") == 1
+    secret.write_text("wrong\n")
+    sshd.drop_connections()
+    wait_for(lambda: tunnel(holdfast("status", "--json"))["state"] == "needs login", "the refusal")
+    assert asked.read_text().count("Enter passphrase") == 2
+
+
+def test_after_a_loss_one_login_brings_all_tunnels_of_the_host_back(
+    typed: Typed, holdfast: Run, sshd: Sshd, web: Web, secret_key: None
+) -> None:
+    ports = [free_port(), free_port()]
+    terminal = typed("up", "-F", str(sshd.config), "lab", f"{ports[0]}:{web.port}")
+    terminal.expect("Enter passphrase")
+    terminal.sendline("secret")
+    assert finish(terminal) == 0
+    holdfast("up", "-F", str(sshd.config), "lab", f"{ports[1]}:{web.port}", "--name", "two")
+    logins = sshd.log.read_text().count("Connection from")
+    sshd.drop_connections()
+    wait_for(lambda: tunnel(holdfast("status", "--json", "two"))["state"] == "needs login", "the loss")
+    assert sshd.log.read_text().count("Connection from") == logins  # nothing was tried without the person
+    terminal = typed("up", "lab")
+    terminal.expect("lets only a person log in")
+    terminal.expect("Enter passphrase")
+    terminal.sendline("secret")
+    assert finish(terminal) == 0
+    assert [get(port) for port in ports] == [b"hello", b"hello"]

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from holdfast import paths
+from holdfast.control import Upkeep
 from holdfast.errors import HoldfastError
 from holdfast.forward import Kind, parse
 from holdfast.keeper import journal
@@ -36,10 +37,22 @@ FORWARDS = (
     pair("1080", "1080", Kind.DYNAMIC),
     pair("[::1]:8888:[::1]:80", "[::1]:8888:[::1]:80"),
 )
-TUNNEL = SavedTunnel("lab", "ann@lab", ("-p", "2222"), {"PATH": "/bin", "X": "ü"}, True, 3, "", FORWARDS)
-BARE = SavedTunnel("bare", "bare", (), {}, False, 0, "2026-01-01T00:00:00+00:00", ())
+TUNNEL = SavedTunnel(
+    "lab",
+    "ann@lab",
+    ("-p", "2222"),
+    {"PATH": "/bin", "X": "ü"},
+    wanted=True,
+    drops=3,
+    outages=2,
+    down_seconds=71,
+    upkeep=Upkeep(hold=3, http=True, switch=False)._asdict(),
+    forwards=FORWARDS,
+)
+BARE = SavedTunnel("bare", "bare", (), {}, wanted=False, up_since="2026-01-01T00:00:00+00:00")
 MASTER = SavedMaster("ann@lab", ("-p", "2222"), "/run/m/0", "")
-SAVED = Saved((TUNNEL, BARE), (MASTER,))
+OLD_MASTER = SavedMaster("ann@lab", ("-p", "2222"), "/run/m/1", "/run/ctl", attended=True, draining=True)
+SAVED = Saved((TUNNEL, BARE), (MASTER, OLD_MASTER))
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +80,13 @@ def test_the_last_save_counts_and_leaves_nothing_else_behind(state: Path) -> Non
     journal.save(SAVED)
     journal.save(Saved((BARE,)))
     assert journal.load() == (Saved((BARE,)), "")
+    assert names(state) == ["state.json"]
+
+
+def test_what_a_keeper_left_that_was_killed_while_it_wrote_is_removed(state: Path) -> None:
+    journal.save(SAVED)
+    (state / f"{journal.TEMPORARY}x7").write_text("{")
+    assert journal.load() == (SAVED, "")
     assert names(state) == ["state.json"]
 
 
@@ -180,7 +200,73 @@ def test_a_file_cut_short_anywhere_is_kept_aside() -> None:
         assert_kept_aside(whole[:size])
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+# What the version of the file was 1 for, word for word.
+VERSION_1 = """
+{
+ "version": 1,
+ "tunnels": [
+  {
+   "name": "lab",
+   "host": "ann@lab",
+   "options": ["-p", "2222"],
+   "environment": {"PATH": "/bin"},
+   "wanted": true,
+   "drops": 3,
+   "up_since": "2026-01-01T00:00:00+00:00",
+   "forwards": [[["local", "localhost:0", "127.0.0.1:8888"], ["local", "localhost:40001", "127.0.0.1:8888"]]]
+  }
+ ],
+ "masters": [{"host": "ann@lab", "options": ["-p", "2222"], "socket": "/run/m/0", "control_path": "/run/ctl"}]
+}
+"""
+
+
+def test_a_file_of_version_1_is_read_and_lacks_only_what_that_version_did_not_know() -> None:
+    paths.state_file().write_text(VERSION_1)
+    tunnel = SavedTunnel(
+        "lab",
+        "ann@lab",
+        ("-p", "2222"),
+        {"PATH": "/bin"},
+        wanted=True,
+        drops=3,
+        up_since="2026-01-01T00:00:00+00:00",
+        forwards=(pair("0:8888", "40001:8888"),),
+    )
+    master = SavedMaster("ann@lab", ("-p", "2222"), "/run/m/0", "/run/ctl")
+    assert journal.load() == (Saved((tunnel,), (master,)), "")
+
+
+def test_a_file_of_version_1_is_saved_as_one_of_version_2() -> None:
+    paths.state_file().write_text(VERSION_1)
+    saved, _ = journal.load()
+    journal.save(saved)
+    assert json.loads(paths.state_file().read_text())["version"] == 2
+    assert journal.load() == (saved, "")
+
+
+@pytest.mark.parametrize("change", [{"outages": None}, {"drops": "three"}, {"more": 1}])
+def test_a_file_of_version_1_is_checked_as_any_other(change: dict[str, object]) -> None:
+    record = json.loads(VERSION_1)
+    record["tunnels"][0].update(change)
+    assert_kept_aside(json.dumps(record).encode())
+
+
+@pytest.mark.parametrize("field", ["outages", "down_seconds", "upkeep"])
+def test_a_file_of_version_2_without_a_field_of_its_tunnels_is_kept_aside(field: str) -> None:
+    record = raw()
+    del record["tunnels"][0][field]
+    assert_kept_aside(json.dumps(record).encode())
+
+
+@pytest.mark.parametrize("field", ["attended", "draining"])
+def test_a_file_of_version_2_without_a_field_of_its_masters_is_kept_aside(field: str) -> None:
+    record = raw()
+    del record["masters"][0][field]
+    assert_kept_aside(json.dumps(record).encode())
+
+
+@pytest.mark.parametrize("version", [0, 3, "1", None])
 def test_a_file_of_another_version_is_kept_aside(version: object) -> None:
     assert_kept_aside(changed(version=version).encode())
 
@@ -232,6 +318,14 @@ def test_a_file_with_a_wrong_tunnel_is_kept_aside(change: dict[str, object]) -> 
         {"environment": {"PATH": 7}},
         {"wanted": "no"},
         {"drops": "three"},
+        {"outages": None},
+        {"outages": 1.5},
+        {"down_seconds": "long"},
+        {"upkeep": None},
+        {"upkeep": ["hold"]},
+        {"upkeep": {"hold": "many"}},
+        {"upkeep": {"hold": -1}},
+        {"upkeep": {"nope": 1}},
         {"up_since": None},
         {"up_since": "garbage"},
         {"up_since": "2026-01-01T00:00:00"},

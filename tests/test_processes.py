@@ -9,6 +9,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import pytest
@@ -16,7 +17,18 @@ import pytest
 from holdfast.errors import HoldfastError
 from holdfast.forward import Address, parse
 from holdfast.keeper import processes
-from holdfast.keeper.processes import Holder, end_left_over_masters, free_port, holder, why_not
+from holdfast.keeper.processes import (
+    Holder,
+    carries_nothing,
+    end_left_over_masters,
+    end_master,
+    free_port,
+    holder,
+    local_address,
+    why_not,
+)
+from holdfast.openssh.command import READY, master
+from tests.sshd import Sshd, wait_for
 
 LOOPBACKS = ["127.0.0.1", "::1"]
 
@@ -199,3 +211,133 @@ def test_only_masters_of_ours_that_are_not_known_are_ended(
     for kind in ended:
         assert running[kind].wait(10) < 0
     assert [kind for kind, process in running.items() if process.poll() is not None] == ended
+
+
+def test_a_master_that_does_not_answer_is_ended_by_its_socket_and_no_other_is(
+    home: Path, running: dict[str, subprocess.Popen[bytes]]
+) -> None:
+    (home / "m").mkdir()
+    (home / "m" / "a").touch()
+    (home / "m" / "c").touch()
+    end_master(home / "m" / "a")
+    assert running["left over"].wait(10) < 0
+    assert [kind for kind, process in running.items() if process.poll() is not None] == ["left over"]
+    assert [path.name for path in (home / "m").iterdir()] == ["c"]
+
+
+def test_a_master_that_is_gone_is_no_longer_to_be_ended(home: Path) -> None:
+    (home / "m").mkdir()
+    end_master(home / "m" / "a")
+
+
+# --- what goes over a real master ---
+
+
+class Carrier(NamedTuple):
+    """A master that has logged in, and a local forward of its that leads to `web`."""
+
+    pid: int
+    control: Path
+    port: int
+    listener: socket.socket
+
+    def connect(self) -> tuple[socket.socket, socket.socket]:
+        """Both ends of a connection through it: here, and at its target."""
+        near = socket.create_connection(("127.0.0.1", self.port))
+        far, _ = self.listener.accept()
+        return near, far
+
+
+@pytest.fixture
+def carrier(sshd: Sshd) -> Iterator[Carrier]:
+    control, port = sshd.home / "ctl", free_port([Address("127.0.0.1")])
+    argv = master("lab", ("-F", str(sshd.config)), control, sshd.home / "log", in_terminal=False, defaults={})
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        ) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().strip() == READY
+            tell(control, "forward", "-L", f"127.0.0.1:{port}:127.0.0.1:{listener.getsockname()[1]}")
+            listener.settimeout(10)
+            yield Carrier(process.pid, control, port, listener)
+        finally:
+            process.kill()
+
+
+def tell(control: Path, *words: str) -> None:
+    """Has the master at `control` do what `ssh -O` would."""
+    argv = ["ssh", "-F", "none", "-S", str(control), "-O", *words, "lab"]
+    subprocess.run(argv, check=True, capture_output=True, stdin=subprocess.DEVNULL)
+
+
+def test_the_address_of_a_master_is_the_one_it_connected_from(carrier: Carrier) -> None:
+    near, far = carrier.connect()
+    with near, far:
+        assert local_address(carrier.pid) == "127.0.0.1"
+
+
+def test_a_process_that_is_gone_has_no_address_and_carries_nothing() -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    assert local_address(ended.pid) == ""
+    assert carries_nothing(ended.pid, Path("/nowhere"), is_direct=True)
+
+
+def test_a_process_without_a_connection_has_no_address() -> None:
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+        assert local_address(process.pid) == ""
+
+
+def test_a_master_carries_nothing_until_a_connection_comes_and_again_when_that_has_ended(
+    carrier: Carrier,
+) -> None:
+    def is_idle() -> bool:
+        return carries_nothing(carrier.pid, carrier.control, is_direct=True)
+
+    assert is_idle()
+    near, far = carrier.connect()
+    with near, far:
+        assert not is_idle()
+    wait_for(is_idle, "the master to see the end of its connection")
+
+
+def test_a_connection_that_only_one_side_has_ended_is_still_carried(carrier: Carrier) -> None:
+    near, far = carrier.connect()
+    with near, far:
+        near.shutdown(socket.SHUT_WR)
+        assert far.recv(1) == b""
+        assert not carries_nothing(carrier.pid, carrier.control, is_direct=True)
+
+
+def test_a_masters_own_connection_counts_where_it_should_have_none(carrier: Carrier) -> None:
+    """Behind a ProxyCommand a master has no TCP connection of its own: one that it has, it carries."""
+    assert not carries_nothing(carrier.pid, carrier.control, is_direct=False)
+
+
+def test_a_connection_to_a_unix_socket_that_a_master_forwards_is_carried(carrier: Carrier) -> None:
+    listen = carrier.control.with_name("local.sock")
+    tell(carrier.control, "forward", "-L", f"{listen}:127.0.0.1:{carrier.listener.getsockname()[1]}")
+    assert carries_nothing(carrier.pid, carrier.control, is_direct=True)
+    with socket.socket(socket.AF_UNIX) as near:
+        near.connect(str(listen))
+        far, _ = carrier.listener.accept()
+        with far:
+            assert not carries_nothing(carrier.pid, carrier.control, is_direct=True)
+
+
+def test_a_session_of_the_users_over_a_master_is_carried_as_well_as_what_is_ours(carrier: Carrier) -> None:
+    """Two connections to the control socket are the keeper's: its requests', and the heartbeat's session."""
+    with socket.socket(socket.AF_UNIX) as requests, socket.socket(socket.AF_UNIX) as heartbeat:
+        for ours in (requests, heartbeat):
+            ours.connect(str(carrier.control))
+            assert ours.recv(1)  # the master's greeting
+        assert carries_nothing(carrier.pid, carrier.control, is_direct=True)
+        argv = ["ssh", "-F", "none", "-S", str(carrier.control), "lab", "echo there; cat"]
+        with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as session:
+            assert session.stdout is not None
+            assert session.stdout.readline() == b"there\n"
+            assert not carries_nothing(carrier.pid, carrier.control, is_direct=True)

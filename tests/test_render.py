@@ -39,6 +39,7 @@ def tunnel(
     retry_in: float | None = None,
     rtt_ms: float | None = 1.26,
     drops: int = 0,
+    held: int = 0,
     fast_path: bool | None = True,
     adopted: bool = False,
 ) -> TunnelStatus:
@@ -52,6 +53,11 @@ def tunnel(
         retry_at=None if retry_in is None else (NOW + timedelta(seconds=retry_in)).isoformat(),
         rtt_ms=rtt_ms,
         drops=drops,
+        outages=0,
+        down_seconds=0,
+        last_outage=None,
+        held=held,
+        switch_seconds=None,
         fast_path=fast_path,
         adopted=adopted,
         master_pid=None,
@@ -102,6 +108,24 @@ def test_reason_next_try_and_hint_stand_under_what_is_not_up() -> None:
               hint: is the VPN up
         db    up       localhost:8888 -> 127.0.0.1:8888  db.example   12 s   1.3 ms  0
         """)
+
+
+@pytest.mark.parametrize(("held", "said"), [(1, "1 connection waits"), (3, "3 connections wait")])
+def test_connections_that_wait_are_counted_under_what_is_not_up(held: int, said: str) -> None:
+    reason = "lab does not answer any more: nothing comes back from it"
+    stalled = tunnel(state="stalled", reason=reason, hint="wait", held=held, rtt_ms=None)
+    assert shown(stalled) == text(f"""
+        NAME  STATE    FORWARD                           HOST         SINCE  RTT  DROPS
+        lab   stalled  localhost:8888 -> 127.0.0.1:8888  lab.example  12 s   -    0
+              lab does not answer any more: nothing comes back from it
+              hint: wait
+              {said}
+        """)
+
+
+def test_connections_that_wait_are_told_where_there_is_nothing_else_to_tell() -> None:
+    lines = shown(tunnel(state="connecting", held=2, rtt_ms=None)).splitlines()
+    assert lines[2:] == ["      2 connections wait"]
 
 
 def test_the_reasons_of_forwards_stand_under_their_tunnel_and_each_only_once() -> None:

@@ -39,10 +39,27 @@ SSH_OPTIONS = ("-F", "-o", "-p", "-i", "-J", "-l")
 Record = TypeVar("Record", bound=tuple[Any, ...])
 
 
+class Upkeep(NamedTuple):
+    """How a tunnel is kept.
+
+    `hold`: connections that may wait at each forward while the link is down, for `hold_for` seconds each.
+    `http`: it carries HTTP, so a browser that waits is shown a page.
+    `switch`: the far side may end its end of a connection from which nothing comes.
+    `notify`: loss and return are told on the desktop.
+    """
+
+    hold: int = 512
+    hold_for: int = 120
+    http: bool = False
+    switch: bool = True
+    notify: bool = False
+
+
 class Up(NamedTuple):
     """Bring a tunnel up, or add forwards to it. `forwards` may be empty: what it had, or the host's own.
 
-    `terminal`: the client can run a login for a person. `host` may be the name of a known tunnel.
+    `terminal`: the client can run a login for a person. `host` may be the name of a known tunnel. `upkeep` has
+    those fields of Upkeep that are to be different from before.
     """
 
     host: str
@@ -53,6 +70,7 @@ class Up(NamedTuple):
     terminal: bool
     wait: bool
     expose: bool
+    upkeep: dict[str, int] = {}  # noqa: RUF012 - a named tuple's default, never changed
 
 
 class Down(NamedTuple):
@@ -111,8 +129,23 @@ class ForwardStatus(TypedDict):
     hint: str | None
 
 
+class OutageStatus(TypedDict):
+    """The last time that a tunnel's link was not up; `ended` and `mended_by` are null while it isn't."""
+
+    began: str
+    ended: str | None
+    seconds: float
+    reason: str
+    mended_by: str | None
+    held: int
+    let_through: int
+
+
 class TunnelStatus(TypedDict):
-    """One tunnel as `status --json` prints it. Times are ISO 8601 with offset, `rtt_ms` is milliseconds."""
+    """One tunnel as `status --json` prints it. Times are ISO 8601 with offset, `rtt_ms` is milliseconds.
+
+    `held` connections wait just now; `switch_seconds` is the dead-man's switch's time, null where there is none.
+    """
 
     name: str
     host: str
@@ -123,6 +156,11 @@ class TunnelStatus(TypedDict):
     retry_at: str | None
     rtt_ms: float | None
     drops: int
+    outages: int
+    down_seconds: int
+    last_outage: OutageStatus | None
+    held: int
+    switch_seconds: float | None
     fast_path: bool | None
     adopted: bool
     master_pid: int | None
@@ -297,6 +335,19 @@ def check_options(options: tuple[str, ...]) -> tuple[str, ...]:
     return options
 
 
+def check_upkeep(upkeep: dict[str, int]) -> Upkeep:
+    """The Upkeep with these fields, the others as they are by default. Raises UsageError."""
+    unknown = upkeep.keys() - set(Upkeep._fields)
+    if unknown:
+        raise UsageError(f"a tunnel's upkeep has no {min(unknown)[:60]!r}")
+    defaults = Upkeep()._asdict()
+    kept = Upkeep(**{name: type(default)(upkeep.get(name, default)) for name, default in defaults.items()})
+    for option, value, most in (("--hold", kept.hold, 10_000), ("--hold-for", kept.hold_for, 86_400)):
+        if not 1 <= value <= most:
+            raise UsageError(f"{value} can't be the value of {option}", f"a number from 1 to {most}")
+    return kept
+
+
 def _named(character: str) -> str:
     names = {"'": "quote", '"': "quote", "`": "quote", " ": "space", "/": "slash", "\\": "backslash"}
     return names.get(character, f"'{character}'")
@@ -308,6 +359,8 @@ def _checked(value: Any, hint: Any, name: str) -> Any:
         good = type(value) is hint
     elif hint == dict[str, str]:
         good = isinstance(value, dict) and all(isinstance(word, str) for word in value.values())
+    elif hint == dict[str, int]:
+        good = isinstance(value, dict) and all(isinstance(number, int) for number in value.values())
     else:
         inner = hint.__args__[0]
         good = isinstance(value, list)

@@ -47,6 +47,8 @@ def remarks(tunnel: TunnelStatus, now: datetime) -> Iterator[str]:
             yield reason + (_next_try(tunnel, now) if reason == tunnel["reason"] else "")
         if hint:
             yield _dim(f"hint: {hint}")
+    if tunnel["held"]:
+        yield "1 connection waits" if tunnel["held"] == 1 else f"{tunnel['held']} connections wait"
     if tunnel["fast_path"] is False:
         yield f"{tunnel['host']} {_NO_FAST_PATH}"
     if tunnel["adopted"]:

@@ -25,6 +25,7 @@ from holdfast.control import (
     check_host,
     check_name,
     check_options,
+    check_upkeep,
     encode_forward,
 )
 from holdfast.errors import Exit, HoldfastError, UsageError
@@ -43,6 +44,11 @@ LONGEST_TIMEOUT = 86400.0
 @click.option("--name", default="", help="the tunnel's name (default: the host's)")
 @click.option("--timeout", default=60.0, show_default=True, help="seconds to wait until it is proven")
 @click.option("--no-wait", is_flag=True, help="return at once; it comes up in the background")
+@click.option("--http/--no-http", default=None, help="it carries HTTP: show browsers a page while they wait")
+@click.option("--hold", type=int, help="connections that may wait at each forward during an outage (512)")
+@click.option("--hold-for", type=int, metavar="SECONDS", help="how long each of them may wait (120)")
+@click.option("--switch/--no-switch", default=None, help="the far side ends a connection that is dead (yes)")
+@click.option("--notify/--no-notify", default=None, help="tell of loss and return on the desktop")
 @click.option("--expose", is_flag=True, help="allow listening on addresses that other machines can reach")
 @click.option("--json", "as_json", is_flag=True, help="print the tunnel's status as JSON")
 @click.option("-F", "config", metavar="FILE", help="ssh's: the configuration file")
@@ -60,6 +66,11 @@ def up(
     name: str,
     timeout: float,
     no_wait: bool,
+    http: bool | None,
+    hold: int | None,
+    hold_for: int | None,
+    switch: bool | None,
+    notify: bool | None,
     expose: bool,
     as_json: bool,
     config: str | None,
@@ -90,6 +101,9 @@ def up(
         ("-l", [login] if login else []),
     )
     _check_timeout(timeout)
+    upkeep = {"http": http, "hold": hold, "hold_for": hold_for, "switch": switch, "notify": notify}
+    said = {name: int(value) for name, value in upkeep.items() if value is not None}
+    check_upkeep(said)
     request = Up(
         host=check_host(host),
         name=check_name(name) if name else "",
@@ -99,6 +113,7 @@ def up(
         terminal=_at_terminal(),
         wait=not no_wait,
         expose=expose,
+        upkeep=said,
     )
     tunnels = _ask(request, name or host, timeout)
     return _report(tunnels, as_json=as_json, waited=not no_wait)

@@ -24,6 +24,7 @@ from holdfast.control import (
     Up,
     check_host,
     check_options,
+    check_upkeep,
     decode_forward,
     decode_request,
     encode,
@@ -31,7 +32,7 @@ from holdfast.control import (
 )
 from holdfast.errors import HoldfastError, KeeperError, UsageError
 from holdfast.forward import Forward, Kind
-from holdfast.keeper import forwarding, journal
+from holdfast.keeper import forwarding, journal, notices
 from holdfast.keeper.journal import SavedTunnel
 from holdfast.keeper.keeper import DEFAULT_FORWARD, Keeper
 from holdfast.keeper.link import environment_with
@@ -202,8 +203,11 @@ class Conversation:
             await asyncio.to_thread(_check, forward, expose=request.expose)
         is_new = known is None
         terminal = self if request.terminal and request.wait else None
+        upkeep = check_upkeep({**found.upkeep, **request.upkeep}) if request.upkeep else None
+        if request.upkeep.get("notify") and (reason := notices.why_not(request.environment)):
+            raise HoldfastError(reason, "leave --notify out, or do that first")
         tunnel = await self._keeper.ask(
-            lambda: self._keeper.want(found, forwards, request.environment, settings, terminal)
+            lambda: self._keeper.want(found, forwards, request.environment, settings, terminal, upkeep)
         )
         if not request.wait:
             return [tunnel.status()]
@@ -270,10 +274,10 @@ class Conversation:
 
 async def _prove(tunnels: list[Tunnel]) -> None:
     """Asks each link's far side for a sign of life, and looks again at forwards that may have changed."""
-    attempts = {tunnel.link.attempt: None for tunnel in tunnels if tunnel.link.attempt}
-    if attempts:
-        await asyncio.gather(*(attempt.prove() for attempt in attempts))
-        await asyncio.gather(*(attempt.look_again() for attempt in attempts))
+    links = list({tunnel.link: None for tunnel in tunnels})
+    serving = [link.serving for link in links if link.serving is not None]
+    await asyncio.gather(*(attempt.prove() for attempt in serving))
+    await asyncio.gather(*(link.ports.look_again() for link in links if link.ports is not None))
 
 
 def _check(forward: Forward, *, expose: bool) -> None:

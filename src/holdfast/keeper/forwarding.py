@@ -1,10 +1,12 @@
-"""Opens, closes and tries forwards over a master, and finds out why one can't be had."""
+"""Opens, closes and tries forwards over a master, passes their ports from a guard to it and back, and finds out
+why one can't be had."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import errno
+import os
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -12,7 +14,8 @@ from pathlib import Path
 
 from holdfast.errors import HoldfastError, MasterError, UsageError
 from holdfast.forward import Address, Forward, Kind
-from holdfast.keeper import processes
+from holdfast.keeper import guard, listeners, processes
+from holdfast.keeper.guard import Guard, Tally
 from holdfast.keeper.states import ForwardState
 from holdfast.openssh.control_socket import ControlSocket, ForwardRefused
 from holdfast.openssh.diagnose import Refusal, refusal
@@ -32,6 +35,9 @@ _REMOTE_HINT = (
     "its sshd may forbid it (AllowTcpForwarding, PermitListen), or something has the port over there, "
     "perhaps a dead connection of yours; it is tried again"
 )
+_REMOTE_LEFT_OVER = (
+    "the connection that was lost may still have it over there; it is tried again every few seconds"
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -43,8 +49,12 @@ class OpenForward:
     state: ForwardState = ForwardState.CLOSED
     reason: str = ""
     hint: str = ""
-    # The listeners that the master has opened for us.
+    # The master that listens for it, and the listeners that it has opened for us.
+    master: Master | None = None
     listening: list[Address] = field(default_factory=list)
+    # What listens when no master does; a remote forward has none.
+    guard: Guard | None = None
+    tally: Tally = field(default_factory=Tally)
     # The port that the server chose for a remote forward with port 0.
     chosen_port: int = 0
 
@@ -52,9 +62,10 @@ class OpenForward:
         self.state, self.reason, self.hint = state, reason, hint
 
     def lost(self) -> None:
-        """The master that listened is gone."""
+        """No master listens for it any more."""
         self.found(ForwardState.CLOSED)
         self.listening.clear()
+        self.master = None
 
     @property
     def is_open(self) -> bool:
@@ -69,37 +80,148 @@ class OpenForward:
         return self.forward
 
 
-async def open_forward(master: Master, forward: OpenForward, host: str) -> None:
+async def open_forward(master: Master, forward: OpenForward, host: str, *, after_loss: bool = False) -> None:
     """Has the master listen. Why it can't is in `forward` afterwards; where it can, `probe` finds out the rest.
 
-    `host` is for the messages. Raises MasterError when the master doesn't answer.
+    `host` is for the messages; `after_loss`: a connection that was just lost may have left something over there.
+    Raises MasterError when the master doesn't answer.
     """
+    forward.master = master
     for listen in forward.forward.listeners:
         if listen in forward.listening:
             continue
-        if listen.path and forward.forward.kind is not Kind.REMOTE:
-            remove_stale_socket(Path(listen.path))
+        is_held = forward.guard is not None and listen in forward.guard.holds
         try:
-            if not master.ours and await _is_taken_by_others(master, forward.forward, listen):
+            if not (master.ours or is_held) and await _is_taken_by_others(master, forward.forward, listen):
                 raise ForwardRefused("taken")  # asked all the same, it would say so in the user's own terminal
-            chosen = await master.control.open_forward(forward.forward, listen, OPENING)
+            chosen = await _open_listener(master, forward, listen)
         except ForwardRefused:
             if forward.forward.kind is Kind.REMOTE:
-                forward.found(ForwardState.REFUSED, f"{host} refuses to listen on {listen}", _REMOTE_HINT)
+                hint = _REMOTE_LEFT_OVER if after_loss else _REMOTE_HINT
+                forward.found(ForwardState.REFUSED, f"{host} refuses to listen on {listen}", hint)
                 return
             if await _explain_local_refusal(forward, listen, master):
                 continue
-            await close_forward(master, forward)
+            await _close_listeners(master, forward)
             return
         forward.listening.append(listen)
         forward.chosen_port = chosen or 0
 
 
-async def close_forward(master: Master, forward: OpenForward) -> None:
-    """Takes back what `open_forward` opened. Established connections stay."""
-    for listen in forward.listening:
+async def _open_listener(master: Master, forward: OpenForward, listen: Address) -> int | None:
+    """Has the master listen on `listen`, where a guard may be listening until then. Raises ForwardRefused."""
+    own, held_by = forward.forward, forward.guard
+    if own.kind is Kind.REMOTE or held_by is None:
+        # While the far side is silent, the master reads nothing else from the connection that asked.
+        control = await ControlSocket.connect(master.socket)
         try:
-            await master.control.close_forward(forward.forward, listen, CLOSING)
+            return await control.open_forward(own, listen, OPENING)
+        finally:
+            control.close()
+    if listen.path:
+        await _open_path(master, forward, listen, held_by)
+        return None
+    if listen.host == "*":  # two sockets to ssh, which is content when it gets one of them
+        held_by.let_go(listen)
+    is_held = listen in held_by.holds
+    with contextlib.suppress(*([ForwardRefused] if is_held else [])):
+        # The guard lets go when the request is on its way: the shortest time in which nobody listens.
+        return await master.control.open_forward(own, listen, OPENING, lambda: held_by.let_go(listen))
+    # The master was quicker than that.
+    return await master.control.open_forward(own, listen, OPENING)
+
+
+async def _open_path(master: Master, forward: OpenForward, listen: Address, held_by: Guard) -> None:
+    """A Unix socket is made beside its place and moved there, so the path is never without a listener."""
+    made, place = Path(guard.beside(listen).path), Path(listen.path)
+    remove_stale_socket(made)
+    await master.control.open_forward(forward.forward, guard.beside(listen), OPENING)
+    # A master that has had it open from before makes nothing anew.
+    if made.exists() and os.path.lexists(place) and listen not in held_by.holds and not is_stale(place):
+        await master.control.close_forward(forward.forward, guard.beside(listen), CLOSING)
+        made.unlink(missing_ok=True)
+        raise ForwardRefused("taken")
+    guard.move_into_place(listen)
+    held_by.let_go(listen)
+
+
+async def copy_listeners(master: Master, forward: OpenForward) -> None:
+    """Gives the guard copies of what `master` has just opened, where the system allows that."""
+    if forward.guard is None:
+        return
+    for listen in list(forward.listening):
+        copy = None if listen.path else await asyncio.to_thread(listeners.copy_of, master.pid, listen)
+        if copy is None:
+            continue
+        if forward.master is master and listen in forward.listening:
+            forward.guard.keep_copy(listen, copy)
+        else:  # it was taken back meanwhile
+            copy.close()
+
+
+async def close_forward(forward: OpenForward) -> None:
+    """Takes back what `open_forward` opened, guard and all. Established connections stay."""
+    if forward.master is not None and not forward.master.control.closed.is_set():
+        await _close_listeners(forward.master, forward)
+    forget_listeners(forward)
+    if forward.guard is not None:
+        forward.guard.close()
+    forward.lost()
+
+
+async def hold(forward: OpenForward) -> bool:
+    """Has the guard listen in place of the master, living or dead, that did. Whether it holds all that it should.
+
+    Raises MasterError when the master that listens doesn't answer.
+    """
+    before, opened = forward.master, list(forward.listening)
+    is_alive = before is not None and not before.control.closed.is_set()
+    for listen in opened:
+        if is_alive and before is not None:
+            try:
+                await _close_listener(before, forward, listen)
+            except MasterError:
+                if not before.control.closed.is_set():
+                    raise
+                if forward.guard is not None:  # it was ended in this very moment
+                    forward.guard.take(listen, from_master=True)
+        elif forward.guard is not None:
+            forward.guard.take(listen, from_master=True)
+    forward.lost()
+    if forward.guard is None:
+        return True
+    taken = [forward.guard.take(end, from_master=False) or _is_missing(end) for end in forward.forward.listeners]
+    return all(taken)
+
+
+def _is_missing(listen: Address) -> bool:
+    """Whether it is the ::1 of a machine without IPv6, which nobody misses."""
+    return listen.host == "::1" and processes.why_not(listen) in processes.NO_SUCH_ADDRESS
+
+
+async def _close_listener(master: Master, forward: OpenForward, listen: Address) -> None:
+    own, holder = forward.forward, forward.guard
+    if own.kind is Kind.REMOTE or holder is None:
+        closing = master.control.close_forward(own, listen, CLOSING)
+    elif listen.path:
+        holder.take(listen, from_master=True)
+        closing = master.control.close_forward(own, guard.beside(listen), CLOSING)
+    else:
+        closing = master.control.close_forward(own, listen, CLOSING, lambda: holder.take(listen, from_master=True))
+    with contextlib.suppress(ForwardRefused):
+        await closing
+    # A slow master had it for longer than the guard tried. The other address of `localhost` waits for this one.
+    if holder is not None and own.kind is not Kind.REMOTE:
+        holder.take(listen, from_master=True)
+
+
+async def _close_listeners(master: Master, forward: OpenForward) -> None:
+    """Closes what `forward` has opened at `master`, for nobody to listen there afterwards."""
+    is_remote = forward.forward.kind is Kind.REMOTE
+    for listen in forward.listening:
+        end = guard.beside(listen) if listen.path and not is_remote else listen
+        try:
+            await master.control.close_forward(forward.forward, end, CLOSING)
         except ForwardRefused:
             continue
         except MasterError:

@@ -11,11 +11,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from holdfast import paths
-from holdfast.control import check_host, check_name, check_options, decode_forward, encode_forward, fill
+from holdfast.control import (
+    check_host,
+    check_name,
+    check_options,
+    check_upkeep,
+    decode_forward,
+    encode_forward,
+    fill,
+)
 from holdfast.errors import HoldfastError
 from holdfast.forward import Forward
 
-VERSION = 1
+VERSION = 2
 # A log is put aside (one older one is kept) when it has grown to this many bytes.
 LONGEST_LOG = 128 * 1024
 # How the names of files begin that are being written.
@@ -32,25 +40,33 @@ class SavedForward(NamedTuple):
 
 
 class SavedTunnel(NamedTuple):
-    """`up_since` is when it came up, in ISO 8601, or '' when it wasn't up."""
+    """`up_since` is when it came up, in ISO 8601, or '' when it wasn't up; `upkeep` is a control.Upkeep."""
 
     name: str
     host: str
     options: tuple[str, ...]
     environment: dict[str, str]
     wanted: bool
-    drops: int
-    up_since: str
-    forwards: tuple[SavedForward, ...]
+    drops: int = 0
+    outages: int = 0
+    down_seconds: int = 0
+    up_since: str = ""
+    upkeep: dict[str, int] = {}  # noqa: RUF012 - a named tuple's default, never changed
+    forwards: tuple[SavedForward, ...] = ()
 
 
 class SavedMaster(NamedTuple):
-    """A master of ours, by the host and options that it serves."""
+    """A master of ours, by the host and options that it serves.
+
+    `attended`: a person had to log in; `draining`: another one has taken its place.
+    """
 
     host: str
     options: tuple[str, ...]
     socket: str
     control_path: str
+    attended: bool = False
+    draining: bool = False
 
 
 class Saved(NamedTuple):
@@ -134,11 +150,19 @@ def _encode(saved: Saved) -> dict[str, Any]:
 
 
 def _decode(record: dict[str, Any]) -> Saved:
-    if record["version"] != VERSION:
+    if record["version"] not in (1, VERSION):
         raise ValueError(f"its version is {record['version']}, not {VERSION}")
-    tunnels = tuple(_tunnel(fields) for fields in record["tunnels"])
-    masters = tuple(fill(SavedMaster, fields) for fields in record["masters"])
+    is_old = record["version"] == 1
+    tunnels = tuple(_tunnel({**(_SINCE_2 if is_old else {}), **fields}) for fields in record["tunnels"])
+    masters = tuple(
+        fill(SavedMaster, {**(_MASTER_SINCE_2 if is_old else {}), **fields}) for fields in record["masters"]
+    )
     return Saved(tunnels, masters)
+
+
+# What version 1 didn't have.
+_SINCE_2: dict[str, Any] = {"outages": 0, "down_seconds": 0, "upkeep": {}}
+_MASTER_SINCE_2 = {"attended": False, "draining": False}
 
 
 def _tunnel(fields: dict[str, Any]) -> SavedTunnel:
@@ -148,6 +172,7 @@ def _tunnel(fields: dict[str, Any]) -> SavedTunnel:
     check_name(tunnel.name)
     check_host(tunnel.host)
     check_options(tunnel.options)
+    check_upkeep(tunnel.upkeep)
     if tunnel.up_since and datetime.fromisoformat(tunnel.up_since).tzinfo is None:
         raise ValueError(f"'{tunnel.up_since}' has no time zone")
     return tunnel

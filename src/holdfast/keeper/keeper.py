@@ -12,19 +12,22 @@ import difflib
 import functools
 import random
 import traceback
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 from holdfast import paths
-from holdfast.control import Up, check_name, default_name
+from holdfast.control import Up, Upkeep, check_name, check_upkeep, default_name
 from holdfast.errors import Exit, HoldfastError, KeeperError, UsageError
 from holdfast.forward import Forward, Kind, parse
 from holdfast.keeper import journal, processes
 from holdfast.keeper.forwarding import OpenForward
+from holdfast.keeper.guard import Guard, Hold, Lobby
 from holdfast.keeper.journal import Saved, SavedForward, SavedMaster, SavedTunnel
-from holdfast.keeper.link import Attempt, Gate, Link, News, Terminal
+from holdfast.keeper.link import Attempt, Gate, Known, Link, News, Terminal
+from holdfast.keeper.notices import Notices
+from holdfast.keeper.ports import Ports
 from holdfast.keeper.states import (
     LinkAction,
     LinkEvent,
@@ -33,6 +36,7 @@ from holdfast.keeper.states import (
     retry_delay,
 )
 from holdfast.keeper.tunnel import Tunnel
+from holdfast.keeper.watch import Change, elapsed, watch
 from holdfast.openssh.diagnose import Remedy, Trouble
 from holdfast.openssh.settings import Settings
 
@@ -41,6 +45,14 @@ Result = TypeVar("Result")
 DEFAULT_FORWARD = parse("8888")
 # A link that was up for this long, in seconds, starts its delays anew when it is lost.
 STEADY = 10.0
+# Losses in a row, each soon after the login, before a server is left in peace.
+QUICK_LOSSES = 2
+# Seconds between a login and the next one beside it: no logins help a server that is overloaded, and answers late.
+PEACE = 10.0
+# What a server is not troubled by when it is tried again at once.
+_NOT_REACHED = (Remedy.RETRY, Remedy.RETRY_REFUSED)
+# Seconds after a change of the network, or a wake, for which it is said to have brought a link back.
+CREDIT = 15.0
 
 
 class Keeper:
@@ -53,6 +65,10 @@ class Keeper:
         self._queue: asyncio.Queue[tuple[Callable[[], Any], asyncio.Future[Any] | None]] = asyncio.Queue()
         self._watchers: set[asyncio.Event] = set()
         self._gate = Gate()
+        self._lobby = Lobby()
+        self._notices = Notices(journal.note)
+        # What happened to the machine last, and when on the clock that counts sleep.
+        self._change: tuple[Change, float] | None = None
         # What takes the current decision back when it can't be saved.
         self._undo: Callable[[], object] | None = None
         self._saved = Saved()
@@ -60,26 +76,43 @@ class Keeper:
 
     async def run(self) -> None:
         """Brings up what was wanted, then decides what the queue brings, until cancelled. Masters outlive it."""
-        async with self._tasks:
-            for link in self._links.values():
-                if link.forwards:
-                    self._apply(link, LinkEvent.WANTED)
-                elif link.socket is not None:  # it was being taken down when the keeper before this one died
-                    self._release(link, Attempt(link, self._gate, self.post, self._look))
-            while True:
-                decide, answer = await self._queue.get()
-                try:
-                    result = await self._carry_out(decide)
-                except HoldfastError as error:
-                    if answer is None:
-                        journal.note(error.message)
-                    elif not answer.done():
-                        answer.set_exception(error)
-                else:
-                    if answer is not None and not answer.done():
-                        answer.set_result(result)
-                for watcher in self._watchers:
-                    watcher.set()
+        try:
+            async with self._tasks:
+                self._tasks.create_task(_guarded(watch(self._nudge_later)))
+                self._start_links()
+                await self._consume()
+        finally:
+            await self._lobby.close()
+
+    def _start_links(self) -> None:
+        for link in self._links.values():
+            serving = [known for known in link.known if not known.draining]
+            drained = [known for known in link.known if known not in serving[:1]]
+            for known in drained:
+                attempt = self._attempt(link, known._replace(draining=True))
+                link.draining.append(attempt)
+                attempt.task = self._tasks.create_task(_carry(attempt, None))
+            link.known = serving[:1]
+            if link.forwards:
+                self._apply(link, LinkEvent.WANTED)
+            elif link.known or drained:  # it was being taken down when the keeper before this one died
+                self._end(link)
+
+    async def _consume(self) -> None:
+        while True:
+            decide, answer = await self._queue.get()
+            try:
+                result = await self._carry_out(decide)
+            except HoldfastError as error:
+                if answer is None:
+                    journal.note(error.message)
+                elif not answer.done():
+                    answer.set_exception(error)
+            else:
+                if answer is not None and not answer.done():
+                    answer.set_result(result)
+            for watcher in self._watchers:
+                watcher.set()
 
     async def _carry_out(self, decide: Callable[[], Result]) -> Result:
         """Runs a decision and saves what it changed; takes it back when it can't be saved."""
@@ -140,7 +173,7 @@ class Keeper:
         known = self._known(name)
         if known is None:
             check_name(name)
-            return SavedTunnel(name, request.host, request.options, request.environment, True, 0, "", ())
+            return SavedTunnel(name, request.host, request.options, request.environment, True, forwards=())
         elsewhere = request.host not in (known.host, known.name)
         if elsewhere or (request.options and request.options != known.options):
             if name in self.tunnels:
@@ -159,29 +192,37 @@ class Keeper:
         environment: dict[str, str],
         settings: Settings | None = None,
         terminal: Terminal | None = None,
+        upkeep: Upkeep | None = None,
     ) -> Tunnel:
         """Brings the tunnel up, with `forwards` besides those it has. Raises UsageError, and changes nothing.
 
-        `settings` is what ssh would use, if the caller has just found out; a person can log in at `terminal`.
+        `settings` is what ssh would use, if the caller has just found out; a person can log in at `terminal`;
+        `upkeep` is how it is to be kept, None for as before.
         """
         tunnel = self.tunnels.get(found.name)
         added = [forward for forward in forwards if not (tunnel and tunnel.has(forward))]
         for forward in added:
             self._check_overlap(forward)
-        opened = [self._prepare(forward, found) for forward in added]
+        prepared = [self._prepare(forward, found) for forward in added]
         if tunnel is None:
-            tunnel = Tunnel(found.name, self._link_to(found.host, found.options))
+            tunnel = Tunnel(found.name, self._link_to(found.host, found.options), check_upkeep(found.upkeep))
             self.tunnels[found.name] = tunnel
             self._past.pop(found.name, None)
+        if upkeep is not None:
+            tunnel.upkeep = upkeep
+            for own in tunnel.forwards:
+                self._guarded_forward(tunnel, own)
+        opened = [self._guarded_forward(tunnel, own) for own in prepared]
         link = tunnel.link
+        link.switch = self._may_switch(link)
         link.environment = environment or link.environment
         link.settings = settings if link.state is LinkState.DOWN else None
         link.terminals += [terminal] if terminal else []
         tunnel.forwards += opened
         link.forwards += opened
         self._apply(link, LinkEvent.WANTED)
-        if link.attempt is not None:
-            link.attempt.open_wanted()
+        if link.ports is not None:
+            link.ports.open_wanted()
         self._undo = functools.partial(self._take_away, tunnel, opened)
         return tunnel
 
@@ -242,9 +283,10 @@ class Keeper:
             link.forwards = []
             return [link.releasing] if link.releasing else []
         link.forwards = [forward for forward in link.forwards if forward not in forwards]
-        if link.attempt is None:
+        link.switch = self._may_switch(link)
+        if link.ports is None:
             return []
-        return [self._tasks.create_task(_guarded(link.attempt.close(forward))) for forward in forwards]
+        return [self._tasks.create_task(_guarded(link.ports.close(forward))) for forward in forwards]
 
     def _known(self, name: str) -> SavedTunnel | None:
         if name in self.tunnels:
@@ -277,13 +319,42 @@ class Keeper:
         port = processes.free_port(asked.listeners)
         return OpenForward(asked, asked._replace(listen=asked.listen._replace(port=port)))
 
+    def _guarded_forward(self, tunnel: Tunnel, forward: OpenForward) -> OpenForward:
+        """`forward` with the guard that holds its port as is wished; one that listens over there has none."""
+        if forward.forward.kind is not Kind.REMOTE:
+            upkeep = tunnel.upkeep
+            hold = Hold(upkeep.hold, float(upkeep.hold_for))
+            page = functools.partial(tunnel.waiting_page, forward) if upkeep.http else None
+            if forward.guard is None:
+                forward.guard = Guard(forward.forward, hold, self._lobby, forward.tally)
+            forward.guard.hold, forward.guard.page = hold, page
+        return forward
+
+    def _may_switch(self, link: Link) -> bool:
+        return all(tunnel.upkeep.switch for tunnel in self.tunnels.values() if tunnel.link is link)
+
     def _take(self, news: News) -> None:
-        if news.attempt != news.link.attempts:
-            return  # of an attempt that was given up
-        for tunnel in self.tunnels.values():
-            if tunnel.link is news.link and news.event is LinkEvent.LOST:
-                tunnel.drops += 1
-        self._apply(news.link, news.event, news.trouble)
+        """Takes in what an attempt reports, if it still counts."""
+        link, attempt = news.link, news.attempt
+        if attempt in link.draining:
+            if news.event not in (LinkEvent.LATE, LinkEvent.ANSWERED):
+                link.draining.remove(attempt)
+                journal.note(f"{link.host}: an old master has ended")
+            return
+        event = news.event
+        if attempt is link.trying:
+            if event is LinkEvent.LOST:  # it broke between its proof and the news of it
+                event = LinkEvent.RETRYABLE
+            if event is not LinkEvent.PROVEN:
+                link.trying = None
+        elif attempt is not link.serving:
+            if event is LinkEvent.PROVEN:  # it was given up in that very moment
+                self._end_some(link, [attempt])
+            return
+        elif event is LinkEvent.LOST:
+            link.serving = None
+            self._count_drop(link)
+        self._apply(link, event, news.trouble)
 
     def _apply(self, link: Link, event: LinkEvent, trouble: Trouble | None = None) -> None:
         """The only place that assigns a link's state, and that logs it."""
@@ -293,10 +364,12 @@ class Keeper:
             journal.note(f"{link.host}: {before} -> {link.state} ({event.value})")
         now = asyncio.get_running_loop().time()
         match event:
-            case LinkEvent.PROVEN:
+            case LinkEvent.PROVEN | LinkEvent.ANSWERED:
+                link.mended_by = self._credit(event)
                 link.up_at = now
-                link.trouble = None
-            case LinkEvent.ANSWERED:
+                link.heard_at = elapsed()
+                link.attended = any(own.attended for own in (link.trying, link.serving) if own and own.master)
+                link.may_ask = _has_dialogue(link.environment)
                 link.trouble = None
             case LinkEvent.UNWANTED:
                 link.trouble = None
@@ -304,44 +377,134 @@ class Keeper:
             case LinkEvent.RETRYABLE | LinkEvent.LOST:
                 steady = event is LinkEvent.LOST and now - link.up_at > STEADY
                 link.failures = 1 if steady else link.failures + 1
+                if event is LinkEvent.LOST and trouble is not None and link.failures > QUICK_LOSSES:
+                    trouble = trouble._replace(remedy=Remedy.RETRY_LATER)  # it lets us in, and ends it again
         link.trouble = trouble or link.trouble
+        if link.state is LinkState.NEEDS_LOGIN and link.up_at:
+            self.notice = f"{link.host} was lost, and lets only a person log in: holdfast up {link.host}"
         link.is_restored = link.is_restored and link.state is LinkState.CONNECTING
-        if event in (LinkEvent.LOST, LinkEvent.RETRYABLE, LinkEvent.LOGIN_NEEDED, LinkEvent.HOPELESS):
-            for forward in link.forwards:
-                forward.lost()
         for action in actions:
             self._act(link, action)
 
-    def _act(self, link: Link, action: LinkAction) -> None:
+    def _credit(self, event: LinkEvent) -> str:
+        """What brought a link back, in words."""
+        what = "a new connection" if event is LinkEvent.PROVEN else "the same connection"
+        if self._change is not None and elapsed() - self._change[1] < CREDIT:
+            return f"{what}, after {self._change[0].value}"
+        return what
+
+    def _act(self, link: Link, action: LinkAction) -> None:  # noqa: PLR0912 - a case for each action
         match action:
             case LinkAction.CONNECT:
-                link.attempts += 1
-                link.attempt = Attempt(link, self._gate, self.post, self._look)
-                link.attempt.task = self._tasks.create_task(_carry(link.attempt, link.releasing))
+                known = link.known.pop() if link.known else None
+                link.trying = self._attempt(link, known)
+                is_stalled = link.serving is not None and not link.terminals
+                peace = max(0.0, link.peace_until - elapsed()) if is_stalled else 0.0
+                link.trying.task = self._tasks.create_task(_carry(link.trying, link.releasing, peace))
+            case LinkAction.ABANDON:
+                if link.trying is not None:
+                    link.trying.abandon()
+                link.trying = None
+            case LinkAction.SERVE:
+                self._serve(link)
+            case LinkAction.RESUME:
+                if link.ports is not None:
+                    link.ports.serve(link.serving)
+            case LinkAction.HOLD:
+                if link.ports is None:
+                    link.ports = Ports(link, self._look)
+                    link.keeping = self._tasks.create_task(_guarded(link.ports.run(), after=link.releasing))
+                link.ports.serve(None)
             case LinkAction.SCHEDULE:
                 self._schedule(link)
             case LinkAction.CANCEL:
                 if link.retry is not None:
                     link.retry.cancel()
                 link.retry = link.retry_at = None
-                link.attempts += 1  # a DUE that waits in the queue is of the past
-            case LinkAction.RELEASE:
-                link.attempts += 1
-                if link.attempt is not None:
-                    self._release(link, link.attempt)
-                link.attempt = None
+            case LinkAction.END:
+                self._end(link)
+            case LinkAction.CLOSE:
+                self._close(link)
 
-    def _release(self, link: Link, attempt: Attempt) -> None:
-        """Has `attempt` let go of everything, once the one before it has."""
-        ending = _guarded(attempt.release(list(link.forwards)), after=link.releasing)
-        link.releasing = self._tasks.create_task(ending)
+    def _attempt(self, link: Link, known: Known | None) -> Attempt:
+        return Attempt(link, self._gate, self.post, known)
+
+    def _serve(self, link: Link) -> None:
+        """The one that was tried serves; the one before it drains."""
+        before, link.serving, link.trying = link.serving, link.trying, None
+        if before is not None:
+            self._count_drop(link)
+            link.peace_until = elapsed() + PEACE
+            before.drain()
+            link.draining.append(before)
+        if link.ports is not None:
+            link.ports.serve(link.serving)
+
+    def _count_drop(self, link: Link) -> None:
+        for tunnel in self.tunnels.values():
+            tunnel.drops += tunnel.link is link
+
+    def _end(self, link: Link) -> None:
+        """Has all the link's attempts let go of everything, once those before them have."""
+        ending, link.serving, link.trying, link.draining = link.attempts, None, None, []
+        ending += [self._attempt(link, known) for known in link.known]
+        link.known = []
+        self._end_some(link, ending)
+
+    def _end_some(self, link: Link, ending: list[Attempt]) -> None:
+        if ending:
+            link.ending += ending
+            release = _guarded(self._release(link, ending), after=link.releasing)
+            link.releasing = self._tasks.create_task(release)
+
+    async def _release(self, link: Link, ending: Sequence[Attempt]) -> None:
+        await asyncio.gather(*(_guarded(attempt.release()) for attempt in ending))
+        link.ending = [attempt for attempt in link.ending if attempt not in ending]
+        self._look()  # they needn't be found again any more
+
+    def _close(self, link: Link) -> None:
+        """Closes the link's forwards, those at a master that isn't ours too."""
+        if link.ports is not None and link.keeping is not None:
+            closing = _close_all(link.ports, link.keeping, list(link.forwards))
+            link.releasing = self._tasks.create_task(_guarded(closing, after=link.releasing))
+        link.ports = link.keeping = None
 
     def _schedule(self, link: Link) -> None:
         remedy = link.trouble.remedy if link.trouble else Remedy.RETRY
-        delay = retry_delay(remedy, link.failures, random.random())  # noqa: S311 - spreads load, guards nothing
-        due = News(link, link.attempts, LinkEvent.DUE)
+        chance = random.random()  # noqa: S311 - spreads load, guards nothing
+        delay = retry_delay(remedy, link.failures, chance, elapsed() - link.heard_at)
         link.retry_at = datetime.now().astimezone() + timedelta(seconds=delay)
-        link.retry = asyncio.get_running_loop().call_later(delay, self.post, due)
+        link.retry = asyncio.get_running_loop().call_later(delay, self._fall_due, link)
+
+    def _fall_due(self, link: Link) -> None:
+        retry = link.retry
+
+        def decide() -> None:
+            if retry is not None and link.retry is retry:  # it wasn't cancelled while this waited in the queue
+                retry.cancel()  # after a nudge it would still go off
+                link.retry = link.retry_at = None
+                self._apply(link, LinkEvent.DUE)
+
+        self.ask_later(decide)
+
+    def _nudge_later(self, change: Change) -> None:
+        self.ask_later(lambda: self._nudge(change))
+
+    def _nudge(self, change: Change) -> None:
+        """The network may be another one: whoever serves is asked, whoever waits for it tries."""
+        self._change = (change, elapsed())
+        journal.note(change.value)
+        for link in self._links.values():
+            if link.state is LinkState.DOWN:
+                continue
+            link.heard_at = elapsed()
+            link.failures = 0
+            link.peace_until = 0.0
+            for attempt in link.attempts:
+                attempt.nudge()
+            # A server that was reached and failed us has its peace, whatever our network does.
+            if link.retry is not None and link.trouble is not None and link.trouble.remedy in _NOT_REACHED:
+                self._fall_due(link)
 
     def _look(self) -> None:
         """Something about a forward is different: has the consumer tell whom it concerns."""
@@ -351,45 +514,51 @@ class Keeper:
         for tunnel in self.tunnels.values():
             # What was true before a keeper's restart has to be found out again: that is no change.
             tunnel.is_restored = tunnel.is_restored and tunnel.is_being_opened
-            if not tunnel.is_restored:
-                tunnel.tell_change()
+            told = "" if tunnel.is_restored else tunnel.tell_change()
+            if told and tunnel.upkeep.notify:
+                notice = self._notices.tell(
+                    f"{tunnel.name}: {tunnel.shown}", told, tunnel.link.environment, replaces=tunnel.name
+                )
+                self._tasks.create_task(notice)
 
     async def restore(self) -> None:
         """Reads what was wanted, and ends masters that nobody knows. Before `run`."""
         saved, self.notice = await asyncio.to_thread(journal.load)
         if self.notice:
             journal.note(self.notice)
-        known = {master.socket for master in saved.masters}
+        sockets = {master.socket for master in saved.masters}
         # When the file could not be read, whatever runs goes on: somebody may be working over it.
         if not self.notice and any(
-            path.with_suffix("").as_posix() not in known for path in paths.masters_dir().iterdir()
+            path.with_suffix("").as_posix() not in sockets for path in paths.masters_dir().iterdir()
         ):
-            await asyncio.to_thread(processes.end_left_over_masters, paths.masters_dir(), known)
+            await asyncio.to_thread(processes.end_left_over_masters, paths.masters_dir(), sockets)
         for master in saved.masters:
-            link = self._link_to(master.host, master.options)
-            link.socket = Path(master.socket)
-            link.control_path = Path(master.control_path) if master.control_path else None
+            control_path = Path(master.control_path) if master.control_path else None
+            known = Known(Path(master.socket), control_path, master.attended, master.draining)
+            self._link_to(master.host, master.options).known.append(known)
         for record in saved.tunnels:
             if not record.wanted:
                 self._past[record.name] = record
                 continue
-            tunnel = Tunnel(record.name, self._link_to(record.host, record.options), drops=record.drops)
-            tunnel.forwards = [OpenForward(pair.asked, pair.forward) for pair in record.forwards]
+            link = self._link_to(record.host, record.options)
+            tunnel = Tunnel(record.name, link, check_upkeep(record.upkeep), drops=record.drops)
+            tunnel.outages, tunnel.down_seconds = record.outages, record.down_seconds
+            tunnel.forwards = [
+                self._guarded_forward(tunnel, OpenForward(pair.asked, pair.forward)) for pair in record.forwards
+            ]
             tunnel.link.environment = record.environment
             tunnel.link.forwards += tunnel.forwards
             self.tunnels[record.name] = tunnel
             tunnel.is_restored = tunnel.link.is_restored = True
             if record.up_since:
-                tunnel.told, tunnel.since = LinkState.UP, datetime.fromisoformat(record.up_since)
+                tunnel.told, tunnel.since = LinkState.UP.value, datetime.fromisoformat(record.up_since)
+        for link in self._links.values():
+            link.switch = self._may_switch(link)
         self._saved = saved
 
     async def _save(self) -> None:
         past = list(self._past.values())[-journal.LONGEST_MEMORY :]
-        masters = [
-            SavedMaster(link.host, link.options, str(link.socket), str(link.control_path or ""))
-            for link in self._links.values()
-            if link.socket is not None
-        ]
+        masters = [saved for link in self._links.values() for saved in _saved_masters(link)]
         wanted = [saved_tunnel(tunnel, wanted=True) for tunnel in self.tunnels.values()]
         now = Saved((*past, *wanted), tuple(masters))
         if now != self._saved:
@@ -397,17 +566,59 @@ class Keeper:
             self._saved = now
 
 
+def _has_dialogue(session: Mapping[str, str]) -> bool:
+    """Whether ssh can ask on the user's desktop, by the program that they have chosen for that."""
+    return bool(session.get("SSH_ASKPASS") and (session.get("DISPLAY") or session.get("WAYLAND_DISPLAY")))
+
+
 def saved_tunnel(tunnel: Tunnel, *, wanted: bool) -> SavedTunnel:
     link = tunnel.link
-    forwards = tuple(SavedForward(forward.asked, forward.forward) for forward in tunnel.forwards)
-    up_since = tunnel.since.isoformat() if tunnel.told == LinkState.UP else ""
     return SavedTunnel(
-        tunnel.name, link.host, link.options, link.environment, wanted, tunnel.drops, up_since, forwards
+        tunnel.name,
+        link.host,
+        link.options,
+        link.environment,
+        wanted,
+        drops=tunnel.drops,
+        outages=tunnel.outages,
+        down_seconds=tunnel.down_seconds,
+        up_since=tunnel.since.isoformat() if tunnel.told == LinkState.UP.value else "",
+        upkeep=tunnel.upkeep._asdict(),
+        forwards=tuple(SavedForward(forward.asked, forward.forward) for forward in tunnel.forwards),
     )
 
 
-async def _carry(attempt: Attempt, before: asyncio.Task[None] | None) -> None:
-    """Runs `attempt` once the one before it has let go."""
+def _saved_masters(link: Link) -> list[SavedMaster]:
+    """The masters of ours that a keeper after this one must find again, those of one before that aren't yet."""
+    own = [*link.attempts, *link.ending]
+    living = [
+        Known(each.master.socket, each.control_path, each.attended, each.is_draining or each in link.ending)
+        for each in own
+        if each.master is not None and each.master.ours
+    ]
+    unseen = [each.known for each in own if each.master is None and each.known is not None]
+    return [
+        SavedMaster(
+            link.host,
+            link.options,
+            str(known.socket),
+            str(known.control_path or ""),
+            known.attended,
+            known.draining,
+        )
+        for known in (*link.known, *unseen, *living)
+    ]
+
+
+async def _close_all(ports: Ports, keeping: asyncio.Task[None], forwards: Sequence[OpenForward]) -> None:
+    keeping.cancel()
+    await asyncio.wait([keeping])
+    await asyncio.gather(*(ports.close(forward) for forward in forwards))
+
+
+async def _carry(attempt: Attempt, before: asyncio.Task[None] | None, delay: float = 0.0) -> None:
+    """Runs `attempt` once the one before it has let go, after `delay` seconds."""
+    await asyncio.sleep(delay)
     if before is not None:
         await asyncio.wait([before])
     try:

@@ -1,7 +1,9 @@
-"""A link, and the attempt that carries it: from nothing, to a proven master, to that master's end.
+"""A link, and the attempts that carry it: each from nothing, to a proven master, to that master's end.
 
-An attempt is one coroutine. It reports by posting events that bear its number, and never touches the link's
-state. Cancelled, it leaves its master running: ending that is for `release`, or for nobody when the keeper stops.
+An attempt is one coroutine. It reports by posting events that name it, and never touches the link's state. A link
+has at most one that serves and one that is tried; those that served before drain until their last connection has
+ended. Cancelled, an attempt leaves its master running: ending that is for `release`, or for nobody when the
+keeper stops.
 """
 
 from __future__ import annotations
@@ -14,26 +16,30 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from holdfast.errors import MasterError
-from holdfast.keeper import forwarding, processes
+from holdfast.keeper import processes
 from holdfast.keeper.forwarding import OpenForward
-from holdfast.keeper.states import ForwardState, LinkEvent, LinkState, failure_event
+from holdfast.keeper.states import LinkEvent, LinkState, connect_patience, failure_event, is_dead
+from holdfast.keeper.watch import elapsed, local_addresses
 from holdfast.openssh import command, heartbeat, master
 from holdfast.openssh.diagnose import Remedy, Trouble, diagnose
-from holdfast.openssh.heartbeat import ForwardHeartbeat, Heartbeat, HeartbeatEnded
+from holdfast.openssh.heartbeat import Heartbeat, HeartbeatEnded
 from holdfast.openssh.master import LoginFailed, Master
 from holdfast.openssh.settings import Settings, preferences, processor_has_aes
+
+if TYPE_CHECKING:
+    from holdfast.keeper.ports import Ports
 
 # Seconds from a master that is there to the first sign of life from the far side.
 PROOF = 15.0
 # The bounds of the seconds that a heartbeat is given.
 SHORTEST_DEADLINE, LONGEST_DEADLINE = 1.0, 3.0
-# Seconds until a forward that could not be opened is tried again.
-REOPEN = 10.0
 # Handshakes at once, to all hosts together.
 HANDSHAKES = 8
+# Seconds from one look at a connect that nobody has answered yet to the next, and until it is one.
+LOOK, SLOW = 0.25, 0.5
 
 
 class Terminal(Protocol):
@@ -47,39 +53,66 @@ class News(NamedTuple):
     """An event of an attempt, for the keeper's queue."""
 
     link: Link
-    attempt: int
+    attempt: Attempt
     event: LinkEvent
     trouble: Trouble | None = None
 
 
+class Known(NamedTuple):
+    """A master of ours that lived when the keeper before this one ended."""
+
+    socket: Path
+    control_path: Path | None
+    attended: bool
+    draining: bool
+
+
 @dataclass(slots=True, eq=False)
 class Link:
-    """One host's connection as the keeper knows it. Only the keeper assigns `state`."""
+    """One host's connection as the keeper knows it. Only the keeper assigns `state`, and what is below it."""
 
     host: str
     options: tuple[str, ...]
     environment: dict[str, str]
     state: LinkState = LinkState.DOWN
     trouble: Trouble | None = None
-    since: datetime = field(default_factory=lambda: datetime.now().astimezone())
     retry_at: datetime | None = None
     retry: asyncio.TimerHandle | None = None
-    attempts: int = 0
     failures: int = 0
+    serving: Attempt | None = None
+    trying: Attempt | None = None
+    draining: list[Attempt] = field(default_factory=list)
+    # Those whose masters are being ended.
+    ending: list[Attempt] = field(default_factory=list)
+    ports: Ports | None = None
+    keeping: asyncio.Task[None] | None = None
     forwards: list[OpenForward] = field(default_factory=list)
     terminals: list[Terminal] = field(default_factory=list)
-    attempt: Attempt | None = None
-    # The ending of an attempt before this one, which the next waits for.
+    # The ending of what served before, which the next attempt waits for.
     releasing: asyncio.Task[None] | None = None
-    # The keeper has just started, and doesn't know yet whether its master still lives.
+    # The keeper has just started, and doesn't know yet whether its masters still live.
     is_restored: bool = False
+    known: list[Known] = field(default_factory=list)
     # When it was last proven, on the loop's clock.
     up_at: float = 0.0
+    # What brought it back last, in words.
+    mended_by: str = ""
+    # Until when, on the same clock, it isn't logged in to beside a connection that has stalled.
+    peace_until: float = 0.0
+    # When something last spoke for the network's being there, on the clock that counts sleep.
+    heard_at: float = 0.0
     # What ssh would use, when that was just found out.
     settings: Settings | None = None
-    # Our master's socket, and the user's ControlPath that leads to it; from the journal after a restart.
-    socket: Path | None = None
-    control_path: Path | None = None
+    # Whether a person had to log in last time; whether their SSH_ASKPASS may ask on their desktop, once an outage.
+    attended: bool = False
+    may_ask: bool = False
+    # Whether the far side may end its end of a connection from which nothing comes: all its tunnels agree.
+    switch: bool = True
+
+    @property
+    def attempts(self) -> list[Attempt]:
+        """All that may have a master, the serving one first."""
+        return [attempt for attempt in (self.serving, self.trying, *self.draining) if attempt is not None]
 
 
 class Gate:
@@ -90,123 +123,171 @@ class Gate:
         self._hops: dict[str, asyncio.Lock] = {}
 
     @contextlib.asynccontextmanager
-    async def pass_to(self, hop: str) -> AsyncIterator[None]:
-        async with self._hops.setdefault(hop, asyncio.Lock()), self._all:
-            yield
+    async def pass_to(self, hop: str) -> AsyncIterator[Pass]:
+        async with self._hops.setdefault(hop, asyncio.Lock()):
+            await self._all.acquire()
+            granted = Pass(self._all)
+            try:
+                yield granted
+            finally:
+                granted.step_aside()
+
+
+class Pass:
+    """The right to one handshake."""
+
+    def __init__(self, all_of_them: asyncio.Semaphore) -> None:
+        self._all = all_of_them
+        self._is_counted = True
+
+    def step_aside(self) -> None:
+        """No handshake takes place as long as nobody answers: others needn't wait for it."""
+        if self._is_counted:
+            self._is_counted = False
+            self._all.release()
 
 
 class Attempt:
-    """One try at serving a link. `changed` is called whenever something that status shows is different."""
+    """One try at serving a link. With `known`, that master of ours is found again first."""
 
-    def __init__(self, link: Link, gate: Gate, post: Callable[[News], None], changed: Callable[[], None]) -> None:
+    def __init__(self, link: Link, gate: Gate, post: Callable[[News], None], known: Known | None = None) -> None:
         self.link = link
-        self.number = link.attempts
         self.master: Master | None = None
         self.heartbeat: Heartbeat | None = None
         self.round_trip: float | None = None
         self.task: asyncio.Task[None] | None = None
+        self.log_start = 0
+        self.control_path = known.control_path if known else None
+        # Somebody had to type something for its master.
+        self.attended = known.attended if known else False
+        self.is_draining = known.draining if known else False
+        self.is_late = False
+        self.known = known
+        self._is_abandoned = False
         self._gate = gate
         self._post = post
-        self._changed = changed
-        self._late = False
+        self._address = ""
+        self._heard_at = elapsed()
         self._beat_now = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._next_beat: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._wanted = asyncio.Event()
-        self._forwarding = asyncio.Lock()
         self._beating = asyncio.Lock()
-        self._log_start = 0
         self._was_proven = False
+        self._is_restored_silent = False
+        # The master's TCP connection is its own, with no jump host or ProxyCommand in between.
+        self._is_direct = True
+        self._control_path_wanted: Path | None = None
 
     async def run(self) -> None:
         """Serves the link until its master is gone, posting what happens on the way."""
         try:
             await self._obtain()
             await self._prove()
-            await self._serve()
+            if self._is_abandoned:
+                await self._end()
+            else:
+                await self._serve()
         except LoginFailed as failure:
             self.fail(failure.trouble)
         except (MasterError, OSError) as error:
+            if self.master is not None:
+                await self._end()
             hint = error.hint if isinstance(error, MasterError) else ""
             self.fail(Trouble(str(error), hint, Remedy.RETRY_LATER))
         finally:
             self._next_beat.cancel()
-            if self.heartbeat is not None:
-                self.heartbeat.close()
-                self.heartbeat = None
+            self._close_heartbeat()
 
     def fail(self, trouble: Trouble) -> None:
-        """Reports that the attempt came to nothing, or to its end: the next one finds its master again."""
+        """Reports that the attempt came to nothing, or to its end."""
         if self.master is not None:
+            if self.master.ours and not self.master.control.closed.is_set():
+                master.kill_with_children(self.master.pid)  # nobody would know of it
             self.master.control.close()
             self.master = None
         self._report(LinkEvent.LOST if self._was_proven else failure_event(trouble.remedy), trouble)
 
-    def open_wanted(self) -> None:
-        """Opens the link's forwards that aren't open yet, soon."""
-        self._wanted.set()
+    def abandon(self) -> None:
+        """Nobody needs it any more. A login under way is let finish: servers punish those who break off."""
+        self._is_abandoned = True
+
+    def drain(self) -> None:
+        """Another one serves from now on. Its connections stay for as long as they may live."""
+        self.is_draining = True
+        self._unlink()
+        self._beat_now.set()
+
+    def nudge(self) -> None:
+        """The network may be back, or another one: asks the far side now, and connects anew if it is at that."""
+        self._hurry.set()
+        if self.is_serving and not self.is_late and self._address_is_gone():
+            self._say_late(f"this machine's address {self._address}, from which it was connected, is gone")
+        self._beat_now.set()
+
+    @property
+    def is_serving(self) -> bool:
+        return self._was_proven and not self.is_draining
+
+    @property
+    def switch(self) -> float | None:
+        return self.heartbeat.switch if self.heartbeat else None
 
     async def prove(self) -> None:
         """Has the far side answer now: returns when a heartbeat has come back, or is late."""
-        if self.heartbeat is not None and not self._late:
+        if self.heartbeat is not None and not self.is_late:
             self._beat_now.set()
             await asyncio.wait([self._next_beat])
 
-    async def look_again(self) -> None:
-        """Finds out anew about the forwards whose target may have come or gone since."""
-        master = self.master
-        if master is None or self.heartbeat is None or self._late:
-            return
-        was_refused = "open failed" in master.read_log(self._log_start)
-        self._log_start = master.log_size()
-        doubtful = [own for own in self.link.forwards if was_refused or own.state is not ForwardState.UP]
-        await self._probe(master, [own for own in doubtful if own.listening])
-
-    async def close(self, forward: OpenForward) -> None:
-        """Closes a forward that is no longer among the link's. Its connections stay."""
-        async with self._forwarding:
-            if self.master is not None:
-                await forwarding.close_forward(self.master, forward)
-                forward.lost()
-
-    async def release(self, forwards: list[OpenForward]) -> None:
-        """Ends the attempt; closes `forwards`, which it had opened; ends the master if it is ours."""
+    async def release(self) -> None:
+        """Ends the attempt, and its master if that is ours. Never fails for a master that is gone."""
         if self.task is not None:
             self.task.cancel()
             await asyncio.wait([self.task])
-        if self.master is None and self.link.socket is not None:  # it had not been found again yet
-            self.master = await self._find_again(self.link.socket)
-        if self.master is None:
-            return
-        self._unlink()
-        if not self.master.ours:
-            for forward in forwards:
-                await forwarding.close_forward(self.master, forward)
-        await master.end(self.master)
-        for forward in forwards:
-            forwarding.forget_listeners(forward)
-            forward.lost()
-        self.master = self.link.socket = None
+        if self.master is None and self.known is not None and not self._was_proven:
+            self.master = await self._find_again(self.known.socket)
+        if self.master is not None:
+            await self._end()
+
+    async def beat(self) -> float:
+        """The round trip to the far side in seconds. Raises MasterError when it took longer than the deadline."""
+        async with self._beating:
+            if self.heartbeat is None:
+                raise MasterError("its session is being opened anew")
+            deadline = min(LONGEST_DEADLINE, max(SHORTEST_DEADLINE, 4 * (self.round_trip or 0)))
+            return await self.heartbeat.beat(deadline)
 
     def _report(self, event: LinkEvent, trouble: Trouble | None = None) -> None:
-        self._post(News(self.link, self.number, event, trouble))
+        self._post(News(self.link, self, event, trouble))
 
     async def _obtain(self) -> None:
         """A master: our own from before, else the user's own, else a new one."""
         link = self.link
         settings, link.settings = link.settings, None
         if settings is None:
-            settings = await master.settings(link.host, link.options, environment_with(link.environment))
+            settings = await self._settings()
         path = settings.control_path
-        if link.socket is not None:
-            self.master = await self._find_again(link.socket)
-        if self.master is None and path is not None and not master.is_our_link(path):
-            self.master = await self._adopt(path)
+        self._is_direct = not (settings.proxy_jump or settings.get("proxycommand"))
+        if self.known is not None:
+            self.master = await self._find_again(self.known.socket)
+            if self.master is None and self.is_draining:
+                raise MasterError("it has ended")
+        if self.master is None:
+            self.attended = False
+            if path is not None and not master.is_our_link(path):
+                self.master = await self._adopt(path)
         if self.master is None:
             self.master = await self._log_in(settings)
-        link.socket = self.master.socket if self.master.ours else None
-        link.control_path = None
-        if self.master.ours and path is not None and master.link_control_path(path, self.master.socket):
-            link.control_path = path
+        self._control_path_wanted = path
+
+    async def _settings(self) -> Settings:
+        """What ssh would use. Raises LoginFailed; for a link that has been up, a mistake may be the network's."""
+        link = self.link
+        try:
+            return await master.settings(link.host, link.options, environment_with(link.environment))
+        except LoginFailed as failure:
+            if link.up_at and failure.trouble is not master.NO_SSH:
+                raise LoginFailed(failure.trouble._replace(remedy=Remedy.RETRY_LATER)) from None
+            raise
 
     async def _find_again(self, socket: Path) -> Master | None:
         """Our own master from before; one that doesn't answer is ended, since it has our ports."""
@@ -220,8 +301,12 @@ class Attempt:
         found = await master.adopt(path, ours=False)
         if found is None:
             return None
+        others = [attempt.master.pid for attempt in self.link.attempts if attempt.master is not None]
+        if found.pid in others:  # the one that has stalled
+            found.control.close()
+            return None
         try:
-            self.heartbeat, self.round_trip = await heartbeat.start(found.control, path, PROOF)
+            self.heartbeat, self.round_trip = await heartbeat.start(path, PROOF)
         except BaseException as error:
             found.control.close()
             if isinstance(error, MasterError | OSError):
@@ -240,142 +325,239 @@ class Attempt:
             defaults=preferences(settings, baseline, has_aes=processor_has_aes()),
             unknown=baseline.lacks(command.RECENT),
         )
-        socket, log = master.new_socket()
         if not link.terminals:
-            options = command.unattended(link.options, settings.proxy_jump)
-            argv = build(options=options, socket=socket, log=log, in_terminal=False)
             try:
-                async with self._gate.pass_to(settings.first_hop):
-                    return await master.start(argv, socket, log, link.host, environment)
+                if link.attended:
+                    hint = f"holdfast up {link.host}"
+                    raise LoginFailed(Trouble(f"{link.host} lets only a person log in", hint, Remedy.LOGIN))
+                async with self._gate.pass_to(settings.first_hop) as granted:
+                    return await self._log_in_unattended(build, settings, environment, granted)
             except LoginFailed as failure:
-                # A person may have come to a terminal meanwhile.
-                if failure.trouble.remedy is not Remedy.LOGIN or not link.terminals:
+                if failure.trouble.remedy is not Remedy.LOGIN:
                     raise
+                if link.may_ask:
+                    return await self._log_in_by_dialogue(build, environment)
+                if not link.terminals:  # a person may have come to one meanwhile
+                    raise
+        self.attended = True
+        socket, log = master.new_socket()
         argv = build(options=link.options, socket=socket, log=log, in_terminal=True)
         status = await link.terminals[0].log_in(argv, socket, log)
         return await master.after_terminal_login(socket, status, link.host)
+
+    async def _log_in_by_dialogue(self, build: Callable[..., list[str]], environment: dict[str, str]) -> Master:
+        """Has the user's SSH_ASKPASS ask on their desktop, once an outage."""
+        self.link.may_ask = False
+        self.attended = True
+        socket, log = master.new_socket()
+        argv = build(options=self.link.options, socket=socket, log=log, in_terminal=False, in_dialogue=True)
+        asking = {**environment, "SSH_ASKPASS_REQUIRE": "force"}
+        return await master.start(argv, socket, log, self.link.host, asking, master.DIALOGUE)
+
+    async def _log_in_unattended(
+        self, build: Callable[..., list[str]], settings: Settings, environment: dict[str, str], granted: Pass
+    ) -> Master:
+        """Connects anew for as long as nobody answers and the outage is young: see states.connect_patience."""
+        options = command.unattended(self.link.options, settings.proxy_jump, settings.lacks(command.RECENT))
+        while True:
+            if self._is_abandoned:
+                raise LoginFailed(Trouble("it isn't needed any more", "", Remedy.RETRY))
+            socket, log = master.new_socket()
+            argv = build(options=options, socket=socket, log=log, in_terminal=False)
+            starting = asyncio.create_task(master.start(argv, socket, log, self.link.host, environment))
+            try:
+                await self._until_answered_or_impatient(starting, log, granted)
+                if starting.done():
+                    return await starting
+            finally:
+                if not starting.done():
+                    starting.cancel()
+                    await asyncio.wait([starting])
+
+    async def _until_answered_or_impatient(self, starting: asyncio.Task[Master], log: Path, granted: Pass) -> None:
+        """Returns when `starting` is done, or is better begun anew."""
+        clock = asyncio.get_running_loop().time
+        begun = clock()
+        self._hurry.clear()
+        while not starting.done():
+            await asyncio.wait([starting], timeout=LOOK)
+            hurried = self._hurry.is_set()
+            waited = clock() - begun
+            if waited < SLOW or not await asyncio.to_thread(master.is_unanswered, log):
+                continue
+            granted.step_aside()
+            if hurried or waited > connect_patience(elapsed() - self.link.heard_at):
+                return
 
     async def _prove(self) -> None:
         assert self.master is not None
         if self.heartbeat is None:
             try:
-                self.heartbeat, self.round_trip = await heartbeat.start(
-                    self.master.control, self.master.socket, PROOF
-                )
+                patience = LONGEST_DEADLINE if self.known else PROOF
+                self.heartbeat, self.round_trip = await self._start_heartbeat(self.master, patience)
             except (MasterError, OSError) as error:
-                if self.master.control.closed.is_set():
-                    trouble = await self._loss()
-                else:
-                    reason = f"{self.link.host} let us in, but does not answer ({error})"
-                    trouble = Trouble(reason, f"try it: ssh {self.link.host} true", Remedy.RETRY_LATER)
-                self._unlink()
-                await master.end(self.master)
-                self.master = self.link.socket = None
-                raise LoginFailed(trouble) from None
-        self._log_start = self.master.log_size()
+                if self.known is None or self.master.control.closed.is_set():
+                    await self._give_up(error)
+                # It was proven before this keeper's time, and has stalled since.
+                self._is_restored_silent = True
+                self.heartbeat = await heartbeat.forwards_over(self.master.socket, fast_path=True)
+        self.log_start = self.master.log_size()
+        self._heard_at = elapsed()
+        if self._is_direct:
+            self._address = await asyncio.to_thread(processes.local_address, self.master.pid)
         self._was_proven = True
-        self._report(LinkEvent.PROVEN)
+        if not self._is_abandoned and not self.is_draining:
+            self._link()
+            self.master.control.when_closed = self._hand_over
+            self._report(LinkEvent.PROVEN)
+            if self._is_restored_silent:
+                self._say_late("nothing comes back from it")
+
+    async def _give_up(self, error: Exception) -> None:
+        """Ends a master whose far side doesn't answer. Raises LoginFailed."""
+        assert self.master is not None
+        if self.master.control.closed.is_set():
+            trouble = await self._loss()
+        else:
+            reason = f"{self.link.host} let us in, but does not answer ({error})"
+            trouble = Trouble(reason, f"try it: ssh {self.link.host} true", Remedy.RETRY_LATER)
+        await self._end()
+        raise LoginFailed(trouble) from None
+
+    async def _start_heartbeat(self, over: Master, timeout: float) -> tuple[Heartbeat, float]:
+        switch = over.ours and not self.attended and self.link.switch
+        return await heartbeat.start(over.socket, timeout, switch=switch, direct=self._is_direct)
 
     async def _serve(self) -> None:
         assert self.master is not None
-        async with asyncio.TaskGroup() as tasks:
-            working = [tasks.create_task(self._beat()), tasks.create_task(self._keep_open())]
-            await self.master.control.closed.wait()
-            for task in working:
-                task.cancel()
-        trouble = await self._loss()
-        self._unlink()
-        await master.bury(self.master)
-        self.master = self.link.socket = None
+        beating = asyncio.create_task(self._keep_beating())
+        try:
+            closing = asyncio.create_task(self.master.control.closed.wait())
+            await asyncio.wait([beating, closing], return_when=asyncio.FIRST_COMPLETED)
+            closing.cancel()
+        finally:
+            beating.cancel()
+            await asyncio.wait([beating])
+        if not beating.cancelled():
+            beating.result()  # it has drained, or failed
+        trouble = await self._loss() if self.master.control.closed.is_set() else None
+        await self._end()
         self._report(LinkEvent.LOST, trouble)
+
+    def _hand_over(self) -> None:
+        """The master has gone. Why, takes a while to find out; the ports can't wait for it."""
+        if self is self.link.serving and self.link.ports is not None:
+            self.link.ports.take_over()
 
     async def _loss(self) -> Trouble:
         assert self.master is not None
         if not self.master.ours:
             return Trouble("the master that you started yourself has ended", "", Remedy.RETRY)
-        said = await master.last_words(self.master, self._log_start)
+        said = await master.last_words(self.master, self.log_start)
         # Said by ssh at the login, which is done: what follows is a loss.
         return diagnose(f"Authenticated to {self.link.host}.\n{said}", self.link.host)._replace(
             remedy=Remedy.RETRY
         )
 
-    def _unlink(self) -> None:
+    async def _end(self) -> None:
+        """Ends the master if it is ours; hangs up on it if it isn't."""
         assert self.master is not None
-        if self.link.control_path is not None:
-            master.unlink_control_path(self.link.control_path, self.master.socket)
-            self.link.control_path = None
+        self._unlink()
+        self._close_heartbeat()
+        await master.end(self.master)
+        self.master = None
 
-    async def _beat(self) -> None:
+    def _close_heartbeat(self) -> None:
+        if self.heartbeat is not None:
+            self.heartbeat.close()
+            self.heartbeat = None
+
+    def _link(self) -> None:
         assert self.master is not None
+        path = self._control_path_wanted
+        with contextlib.suppress(OSError):
+            if self.master.ours and path is not None and master.link_control_path(path, self.master.socket):
+                self.control_path = path
+
+    def _unlink(self) -> None:
+        """Takes the user's ControlPath away, unless it leads to another master already."""
+        if self.control_path is not None and self.master is not None:
+            master.unlink_control_path(self.control_path, self.master.socket)
+            self.control_path = None
+
+    async def _keep_beating(self) -> None:
+        """Until cancelled, or until it has drained."""
         while True:
             await self._beat_once()
-            self._log_start = min(self._log_start, self.master.log_size())  # it may just have been emptied
             self._next_beat.set_result(None)
             self._next_beat = asyncio.get_running_loop().create_future()
+            if self.is_draining and await self._is_drained():
+                return
+            assert self.master is not None
+            self.master.log_size()  # emptied in time, though nobody looks
+            # While it is late, the next question has been on its way for as long as the deadline.
+            pace = self.heartbeat.pace if self.heartbeat and not self.is_late else 0.0
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.heartbeat.pace if self.heartbeat else heartbeat.PACE):
+                async with asyncio.timeout(pace):
                     await self._beat_now.wait()
             self._beat_now.clear()
 
     async def _beat_once(self) -> None:
+        if self.heartbeat is None:
+            await asyncio.sleep(LOOK)
+            await self._start_heartbeat_again()
         try:
-            self.round_trip = await self._round_trip()
+            self.round_trip = await self.beat()
         except HeartbeatEnded:
             await self._start_heartbeat_again()
         except MasterError:
-            if not self._late:
-                trouble = Trouble(
-                    f"{self.link.host} does not answer any more",
-                    "it may come back by itself; `holdfast restart` makes a new connection at once",
-                    Remedy.RETRY,
-                )
-                self._report(LinkEvent.LATE, trouble)
-            self._late = True
+            self._say_late("nothing comes back from it")
         else:
-            if self._late:
+            self._heard_at = elapsed()
+            if self.is_late:
                 self._report(LinkEvent.ANSWERED)
-            self._late = False
+            elif self.is_serving:
+                self.link.heard_at = self._heard_at
+            self.is_late = False
+            if self._is_restored_silent:
+                self._is_restored_silent = False
+                await self._start_heartbeat_again()
+
+    def _say_late(self, why: str) -> None:
+        if not self.is_late:
+            reason = f"{self.link.host} does not answer any more: {why}"
+            hint = "holdfast keeps your port, and goes on trying"
+            self._report(LinkEvent.LATE, Trouble(reason, hint, Remedy.RETRY))
+        self.is_late = True
 
     async def _start_heartbeat_again(self) -> None:
         """Somebody over there has ended its session; the link may be as well as ever."""
         assert self.master is not None
-        assert self.heartbeat is not None
-        self.heartbeat.close()
-        self.heartbeat = ForwardHeartbeat(self.master.control, fast_path=self.heartbeat.fast_path)
-        with contextlib.suppress(MasterError, OSError):
-            self.heartbeat, self.round_trip = await heartbeat.start(self.master.control, self.master.socket, PROOF)
+        fast_path = self.heartbeat.fast_path if self.heartbeat else True
+        self._close_heartbeat()
+        with contextlib.suppress(MasterError, OSError):  # it may be the master that has ended
+            self.heartbeat = await heartbeat.forwards_over(self.master.socket, fast_path=fast_path)
+            better, self.round_trip = await self._start_heartbeat(self.master, PROOF)
+            self._close_heartbeat()
+            self.heartbeat = better
 
-    async def _round_trip(self) -> float:
-        async with self._beating:
-            assert self.heartbeat is not None
-            deadline = min(LONGEST_DEADLINE, max(SHORTEST_DEADLINE, 4 * (self.round_trip or 0)))
-            return await self.heartbeat.beat(deadline)
-
-    async def _probe(self, master: Master, forwards: list[OpenForward]) -> None:
-        """Tries the targets of `forwards`, all at once: one that takes long holds up no other."""
-        await asyncio.gather(*(self._probe_one(master, forward) for forward in forwards))
-
-    async def _probe_one(self, master: Master, forward: OpenForward) -> None:
-        with contextlib.suppress(MasterError, OSError):
-            await forwarding.probe(master, forward, self.link.host, self._round_trip)
-
-    async def _keep_open(self) -> None:
+    async def _is_drained(self) -> bool:
+        """Whether nothing goes over it any more, or ever will."""
         assert self.master is not None
-        while True:
-            self._wanted.clear()
-            opened = []
-            for forward in list(self.link.forwards):
-                async with self._forwarding:
-                    if forward in self.link.forwards and not forward.is_open:
-                        with contextlib.suppress(MasterError, OSError):
-                            await forwarding.open_forward(self.master, forward, self.link.host)
-                            opened += [forward] if forward.listening else []
-            await self._probe(self.master, opened)
-            self._changed()
-            shut = any(not forward.is_open for forward in self.link.forwards)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(REOPEN if shut else None):
-                    await self._wanted.wait()
+        if not self.master.ours:
+            return True  # the user's own: it stays, without us
+        silence = elapsed() - self._heard_at
+        if self.is_late and is_dead(silence, self.switch, address_is_gone=self._address_is_gone()):
+            return True
+        return await asyncio.to_thread(
+            processes.carries_nothing, self.master.pid, self.master.socket, self._is_direct
+        )
+
+    def _address_is_gone(self) -> bool:
+        try:
+            return bool(self._address) and self._address not in local_addresses()
+        except OSError:
+            return False
 
 
 def environment_with(session: dict[str, str]) -> dict[str, str]:

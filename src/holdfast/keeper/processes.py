@@ -8,7 +8,7 @@ import os
 import socket
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -100,6 +100,36 @@ def _named(pid: int | None) -> Holder:
         return Holder(psutil.Process(pid).name(), pid)
     except psutil.Error:
         return Holder("another program", pid)
+
+
+def local_address(pid: int) -> str:
+    """This machine's end of the TCP connection of the master `pid`, or ''. ssh opens it before any other."""
+    with contextlib.suppress(psutil.Error, OSError):
+        own = min(_connections(pid), key=lambda end: end.fd, default=None)
+        return own.laddr[0].partition("%")[0].removeprefix("::ffff:") if own and own.laddr else ""
+    return ""
+
+
+def carries_nothing(pid: int, control: Path, is_direct: bool) -> bool:
+    """Whether no connection goes over the master `pid`, besides its own (if `is_direct`) and ours to `control`."""
+    try:
+        if len(_connections(pid)) > is_direct:
+            return False
+        paths = [str(end.laddr) for end in psutil.Process(pid).net_connections("unix")]
+    except psutil.NoSuchProcess:
+        return True
+    except (psutil.Error, OSError):
+        return False
+    # Of each path one is the listener; at `control`, which ssh bound beside its place and then renamed, the
+    # heartbeat's session and the requests' connection are ours.
+    ours = f"{control}."
+    return all(paths.count(path) <= (3 if path.startswith(ours) else 1) for path in set(paths) - {""})
+
+
+def _connections(pid: int) -> list[Any]:
+    """The TCP connections of a process, without its listeners."""
+    ends = psutil.Process(pid).net_connections("tcp")
+    return [end for end in ends if end.status != psutil.CONN_LISTEN]
 
 
 def end_left_over_masters(directory: Path, known: Collection[str]) -> None:

@@ -6,13 +6,40 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from holdfast.control import ForwardStatus, TunnelStatus
+from holdfast.control import ForwardStatus, OutageStatus, TunnelStatus, Upkeep
 from holdfast.errors import UsageError
 from holdfast.forward import Forward
-from holdfast.keeper import journal
+from holdfast.keeper import journal, waiting_room
 from holdfast.keeper.forwarding import OpenForward
 from holdfast.keeper.link import Link
 from holdfast.keeper.states import ForwardState, LinkState, tunnel_state
+from holdfast.keeper.watch import elapsed
+
+
+@dataclass(slots=True, eq=False)
+class Outage:
+    """A time in which the link was not up. The counts are of the connections that waited for it."""
+
+    began: datetime
+    began_at: float  # on the clock that counts sleep
+    reason: str
+    held_before: int
+    through_before: int
+    ended: datetime | None = None
+    lasted: float = 0.0
+    mended_by: str = ""
+    held: int = 0
+    let_through: int = 0
+
+    @property
+    def seconds(self) -> float:
+        return self.lasted if self.ended else elapsed() - self.began_at
+
+    def __str__(self) -> str:
+        waited = ""
+        if self.held:
+            waited = f"; {_connections(self.held)} waited, {self.let_through or 'none'} of them let through"
+        return f"up again after {_span_of(self.seconds)}, by {self.mended_by}{waited}"
 
 
 @dataclass(slots=True, eq=False)
@@ -21,8 +48,15 @@ class Tunnel:
 
     name: str
     link: Link
+    upkeep: Upkeep = field(default_factory=Upkeep)
     forwards: list[OpenForward] = field(default_factory=list)
     drops: int = 0
+    # Times that the link was not up, the seconds of all that are over, and the last one.
+    outages: int = 0
+    down_seconds: int = 0
+    outage: Outage | None = None
+    # The connections held and let through until the last outage was over: those since are the next one's.
+    tallied: tuple[int, int] = (0, 0)
     # The keeper has just started, and is finding out what is still true of it.
     is_restored: bool = False
     # What was last told in its log, and since when that is so.
@@ -30,7 +64,8 @@ class Tunnel:
     since: datetime = field(default_factory=lambda: datetime.now().astimezone())
 
     @property
-    def state(self) -> LinkState | ForwardState:
+    def shown(self) -> str:
+        """Its state, as people and programs read it."""
         return tunnel_state(self.link.state, (forward.state for forward in self.forwards))
 
     @property
@@ -40,6 +75,11 @@ class Tunnel:
         if link.state is LinkState.UP:
             return all(forward.state is not ForwardState.CLOSED for forward in self.forwards)
         return link.state in (LinkState.NEEDS_LOGIN, LinkState.FAILED)
+
+    @property
+    def _is_served(self) -> bool:
+        """Whether everything about it is found out, and nobody waits any more."""
+        return self.is_settled and not any(own.guard.waiting for own in self.forwards if own.guard)
 
     @property
     def is_being_opened(self) -> bool:
@@ -67,15 +107,52 @@ class Tunnel:
             chosen += [own for own in matched if own not in chosen]
         return chosen
 
-    def tell_change(self) -> None:
-        """Writes a new state to the log, with its reason."""
-        reason, _ = self._reason() if self.state is not LinkState.CONNECTING else ("", "")
-        told = f"{self.state}: {reason}" if reason else str(self.state)
-        if told != self.told:
-            if self._span(self.told.partition(":")[0]) != self._span(self.state):
-                self.since = datetime.now().astimezone()
-            self.told = told
-            journal.record(self.name, told)
+    def tell_change(self) -> str:
+        """Writes a new state to the log, with its reason; what was written if that is a loss or a return."""
+        shown = self.shown
+        reason, _ = self._reason() if shown != LinkState.CONNECTING else ("", "")
+        told = f"{shown}: {reason}" if reason else shown
+        if told == self.told or (self.link.state is LinkState.UP and not self._is_served):
+            return ""
+        before = self.told.partition(":")[0]
+        if self._span(before) != self._span(shown):
+            self.since = datetime.now().astimezone()
+        self.told = told
+        outages = self.outages
+        mended = self._track_outage(before, reason)
+        line = f"{told}; {mended}" if mended and reason else mended or told
+        journal.record(self.name, line)
+        needs_person = before != shown and shown in (LinkState.NEEDS_LOGIN, LinkState.FAILED)
+        return line if mended or needs_person or self.outages > outages else ""
+
+    def _track_outage(self, before: str, reason: str) -> str:
+        """Begins an outage, or ends one, as the link is; what is to be told of one that has ended, or ''."""
+        outage = self.outage if self.outage is not None and self.outage.ended is None else None
+        if self.link.state is not LinkState.UP:
+            if outage is None and before and self._span(before) not in ("trying", *_NEVER_UP):
+                self.outages += 1
+                self.outage = Outage(self.since, elapsed(), reason, *self.tallied)
+            return ""
+        if outage is None:
+            return ""
+        held, through = self.tallied = self._tallied()
+        outage.held, outage.let_through = held - outage.held_before, through - outage.through_before
+        outage.ended, outage.lasted, outage.mended_by = self.since, outage.seconds, self.link.mended_by
+        self.down_seconds += round(outage.seconds)
+        return str(outage)
+
+    def _tallied(self) -> tuple[int, int]:
+        tallies = [forward.tally for forward in self.forwards]
+        return sum(tally.held for tally in tallies), sum(tally.let_through for tally in tallies)
+
+    def waiting_page(self, forward: OpenForward) -> bytes:
+        """What a browser is shown that waits for `forward`."""
+        link = self.link
+        now = datetime.now().astimezone()
+        reason, hint = self._reason()
+        since = self.outage.began if self.outage and not self.outage.ended else self.since
+        next_try = link.retry_at if link.retry else None
+        return waiting_room.page(link.host, str(forward.forward.target), since, now, reason, hint, next_try)
 
     @staticmethod
     def _span(state: str) -> str:
@@ -85,7 +162,7 @@ class Tunnel:
     def status(self) -> TunnelStatus:
         """What `status` says of it."""
         link = self.link
-        attempt = link.attempt
+        attempt = link.serving
         master = attempt.master if attempt else None
         heartbeat = attempt.heartbeat if attempt else None
         reason, hint = self._reason()
@@ -93,19 +170,37 @@ class Tunnel:
         return TunnelStatus(
             name=self.name,
             host=link.host,
-            state=self.state.value,
+            state=self.shown,
             reason=reason or None,
             hint=hint or None,
             since=self.since.isoformat(timespec="seconds"),
-            retry_at=link.retry_at.isoformat(timespec="milliseconds")
-            if link.retry_at and link.state is LinkState.WAITING
-            else None,
+            retry_at=link.retry_at.isoformat(timespec="milliseconds") if link.retry_at else None,
             rtt_ms=round(attempt.round_trip * 1000, 3) if attempt and attempt.round_trip and is_up else None,
             drops=self.drops,
+            outages=self.outages,
+            down_seconds=self.down_seconds,
+            last_outage=self._last_outage(),
+            held=sum(forward.guard.waiting for forward in self.forwards if forward.guard),
+            switch_seconds=attempt.switch if attempt else None,
             fast_path=heartbeat.fast_path if heartbeat and is_up else None,
             adopted=master is not None and not master.ours,
             master_pid=master.pid if master else None,
             forwards=[_forward_status(forward, link.state) for forward in self.forwards],
+        )
+
+    def _last_outage(self) -> OutageStatus | None:
+        outage = self.outage
+        if outage is None:
+            return None
+        held, through = self._tallied()
+        return OutageStatus(
+            began=outage.began.isoformat(timespec="seconds"),
+            ended=outage.ended.isoformat(timespec="seconds") if outage.ended else None,
+            seconds=round(outage.seconds, 1),
+            reason=outage.reason,
+            mended_by=outage.mended_by or None,
+            held=outage.held if outage.ended else held - outage.held_before,
+            let_through=outage.let_through if outage.ended else through - outage.through_before,
         )
 
     def _reason(self) -> tuple[str, str]:
@@ -113,8 +208,23 @@ class Tunnel:
         if self.link.state is not LinkState.UP:
             trouble = self.link.trouble
             return (trouble.reason, trouble.hint) if trouble else ("", "")
-        worst = next((own for own in self.forwards if own.state is self.state), None)
+        worst = next((own for own in self.forwards if own.state.value == self.shown), None)
         return (worst.reason, worst.hint) if worst else ("", "")
+
+
+# States, by what they are told as, that a tunnel may be in without ever having been up.
+_NEVER_UP = (LinkState.NEEDS_LOGIN.value, LinkState.FAILED.value, LinkState.DOWN.value)
+
+
+def _connections(count: int) -> str:
+    return "1 connection" if count == 1 else f"{count} connections"
+
+
+def _span_of(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = [f"{hours} h"] * bool(hours) + [f"{minutes} min"] * bool(minutes) + [f"{rest} s"] * (not hours)
+    return " ".join(parts) if seconds >= 1 else f"{seconds:.1f} s"
 
 
 def _spellings(own: OpenForward) -> set[str]:
@@ -125,14 +235,14 @@ def _spellings(own: OpenForward) -> set[str]:
 
 
 def _forward_status(own: OpenForward, link: LinkState) -> ForwardStatus:
-    state = own.state if link is LinkState.UP else link
+    state = own.state.value if link is LinkState.UP else link.shown
     forward = own.shown
     return ForwardStatus(
         kind=forward.kind.value,
         listen=str(forward.listen),
         target=str(forward.target) if forward.target else None,
         url=forward.url,
-        state=state.value,
+        state=state,
         reason=own.reason or None,
         hint=own.hint or None,
     )
