@@ -1,5 +1,5 @@
 # `make check` and `make test` are all there is to know; CI runs the same two.
-.PHONY: setup demo test check format bench
+.PHONY: setup demo test soak check format bench
 .DEFAULT_GOAL := test
 bin := .venv/bin
 
@@ -11,6 +11,9 @@ demo: setup ## the main job, shown with nothing but this machine
 
 test: setup
 	@$(bin)/pytest
+
+soak: setup ## ten minutes of random faults, as root; SEED=7 for those of that run, SECONDS=60 for less
+	@$(bin)/python -m tests.soak $(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS))
 
 check: setup
 	@$(bin)/ruff format --check .

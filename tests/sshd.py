@@ -1,4 +1,4 @@
-"""A real sshd on loopback, for one test: its own keys, its own configuration, no trace afterwards."""
+"""A real sshd for one test: its own keys, its own configuration, no trace afterwards. On loopback unless told."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -42,10 +42,24 @@ def make_key(path: Path) -> Path:
 
 
 class Sshd:
-    """sshd on 127.0.0.1, and the client's configuration by which `ssh -F config lab` gets in."""
+    """sshd on `address`, and the client's configuration by which `ssh -F config lab` gets in.
 
-    def __init__(self, home: Path, keys: Path, *options: str) -> None:
+    `prefix` is put before its command line (`ip netns exec ...`), and `alias` is what the client calls it.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        keys: Path,
+        *options: str,
+        address: str = "127.0.0.1",
+        prefix: Sequence[str] = (),
+        alias: str = "lab",
+    ) -> None:
         self.home = home
+        self.address = address
+        self.prefix = prefix
+        self.alias = alias
         self.port = free_port()
         self.host_key = keys / "host"
         self.user_key = keys / "user"
@@ -62,13 +76,13 @@ class Sshd:
     def trust(self, host_key: Path) -> None:
         """Makes `host_key` the one that the client knows for this server."""
         kind, key = host_key.with_suffix(".pub").read_text().split()[:2]
-        self.known_hosts.write_text(f"[127.0.0.1]:{self.port} {kind} {key}\n")
+        self.known_hosts.write_text(f"[{self.address}]:{self.port} {kind} {key}\n")
 
     def configure(self, *lines: str) -> None:
-        """Writes the client's configuration: the host `lab`, with `lines` added to its block."""
+        """Writes the client's configuration: its host, with `lines` added to the block."""
         settings = [
-            "Host lab",
-            "HostName 127.0.0.1",
+            f"Host {self.alias}",
+            f"HostName {self.address}",
             f"Port {self.port}",
             f"User {getpass.getuser()}",
             f"IdentityFile {self.user_key}",
@@ -87,7 +101,7 @@ class Sshd:
         settings = [
             *options,
             *self.options,
-            f"ListenAddress 127.0.0.1:{self.port}",
+            f"ListenAddress {self.address}:{self.port}",
             f"HostKey {self.host_key}",
             f"AuthorizedKeysFile {self.authorized_keys}",
             "PidFile none",
@@ -101,7 +115,7 @@ class Sshd:
         (self.home / "sshd_config").write_text("\n".join(settings) + "\n")
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [SSHD, "-D", "-e", "-f", str(self.home / "sshd_config")],
+                [*self.prefix, SSHD, "-D", "-e", "-f", str(self.home / "sshd_config")],
                 stdin=subprocess.DEVNULL,
                 stderr=log,
                 start_new_session=True,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -16,12 +18,12 @@ from click.testing import CliRunner
 from holdfast import __version__
 from holdfast.cli.main import COMMANDS
 from holdfast.cli.main import holdfast as program
-from holdfast.control import ForwardStatus, TunnelStatus, check_host
+from holdfast.control import ForwardStatus, OutageStatus, TunnelStatus, check_host
 from holdfast.errors import Exit, UsageError
 from holdfast.forward import Kind, parse
-from holdfast.keeper.states import LINK, ForwardState, LinkEvent, LinkState
+from holdfast.keeper.states import LINK, ForwardState, LinkAction, LinkState
 from tests.conftest import Run, Web, tunnel
-from tests.sshd import Sshd, free_port
+from tests.sshd import Sshd, free_port, wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")})
@@ -29,9 +31,14 @@ DOCUMENT = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(p
 
 
 def link_table() -> str:
-    """The table LINK in Markdown: a row for each event, a column for each state."""
-    rows = [["event", *(f"`{state}`" for state in LinkState)]]
-    rows += [[event.value, *(_cell(state, event) for state in LinkState)] for event in LinkEvent]
+    """The table LINK in Markdown: a row for each event that a state names."""
+    rows = [["state", "event", "then", "done"]]
+    for state, row in LINK.items():
+        for event, (after, actions) in row.items():
+            where = "stays" if after is state else f"`{short(after)}`"
+            rows.append(
+                [f"`{short(state)}`", event.value, where, ", ".join(action.name.lower() for action in actions)]
+            )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     rows.insert(1, ["-" * width for width in widths])
     return "\n".join(
@@ -39,13 +46,9 @@ def link_table() -> str:
     )
 
 
-def _cell(state: LinkState, event: LinkEvent) -> str:
-    if event not in LINK[state]:
-        return ""
-    after, actions = LINK[state][event]
-    done = ", ".join(action.name.lower() for action in actions)
-    where = "stays" if after is state else after.value
-    return f"{where}: {done}" if done else where
+def short(state: LinkState) -> str:
+    """What the architecture calls a state."""
+    return state.name.lower().replace("_", " ")
 
 
 def blocks(document: Path, kinds: str = r"\w+") -> Iterator[str]:
@@ -161,7 +164,14 @@ def test_the_table_of_states_in_the_architecture_is_the_codes() -> None:
 
 def test_the_states_that_a_user_may_see_are_all_explained() -> None:
     explained = first_column(section("docs/states.md", "States"))
-    assert sorted(explained) == sorted({state.value for state in (*LinkState, *ForwardState)})
+    links = {state.shown for state in LinkState}
+    assert sorted(explained) == sorted(links | {state.value for state in ForwardState})
+
+
+def test_what_is_done_between_states_is_explained_in_the_architecture() -> None:
+    text = section("ARCHITECTURE.md", "States")
+    explained = set(re.findall(r"^- `(\w+)`", text, re.MULTILINE))
+    assert explained == {action.name.lower() for action in LinkAction}
 
 
 def test_the_layout_in_the_architecture_names_every_module() -> None:
@@ -180,11 +190,15 @@ def example() -> dict[str, Any]:
 def test_the_json_example_has_exactly_the_fields_of_the_code_in_their_order() -> None:
     (shown,) = example()["tunnels"]
     assert list(shown) == list(get_type_hints(TunnelStatus))
+    assert list(shown["last_outage"]) == list(get_type_hints(OutageStatus))
     for forward in shown["forwards"]:
         assert list(forward) == list(get_type_hints(ForwardStatus))
 
 
-@pytest.mark.parametrize(("title", "record"), [("A tunnel", TunnelStatus), ("A forward", ForwardStatus)])
+@pytest.mark.parametrize(
+    ("title", "record"),
+    [("A tunnel", TunnelStatus), ("An outage", OutageStatus), ("A forward", ForwardStatus)],
+)
 def test_each_field_is_explained_and_null_is_said_where_it_may_be(title: str, record: type) -> None:
     hints = get_type_hints(record)
     rows = re.findall(r"^\| `(\w+)` +\| (.+?) +\|", section("docs/json.md", title), re.MULTILINE)
@@ -195,11 +209,21 @@ def test_each_field_is_explained_and_null_is_said_where_it_may_be(title: str, re
 
 
 def test_a_real_status_has_the_fields_and_types_of_the_example(holdfast: Run, sshd: Sshd, web: Web) -> None:
-    up = holdfast("up", "-F", str(sshd.config), "lab", f"{free_port()}:{web.port}", f"{free_port()}:db:5432")
+    forwards = f"{free_port()}:{web.port}", f"{free_port()}:db:5432"
+    up = holdfast("up", "-F", str(sshd.config), "lab", *forwards, "--json")
     assert up.returncode == 0, up.stderr
+    (shown,) = example()["tunnels"]
+    os.kill(tunnel(up)["master_pid"], signal.SIGKILL)
+
+    def has_healed() -> bool:
+        outage = tunnel(holdfast("status", "--json"))["last_outage"]
+        return outage is not None and outage["ended"] is not None
+
+    wait_for(has_healed, "the tunnel to be up again")
     (shown,) = example()["tunnels"]
     real = tunnel(holdfast("status", "--json"))
     assert types_of({**real, "state": ""}) | {"reason": None, "hint": None} == types_of({**shown, "state": ""})
+    assert types_of(real["last_outage"]) == types_of(shown["last_outage"])
 
 
 def types_of(record: Mapping[str, Any]) -> dict[str, Any]:
