@@ -1,7 +1,8 @@
-"""Figures as tables: printed, and written between the markers of docs/benchmarks.md."""
+"""Figures as tables: printed, and written between the markers of a page, with their picture beside it."""
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import statistics
@@ -55,6 +56,8 @@ class Section:
     header: list[str] = field(default_factory=list)
     rows: list[list[str]] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    picture: str = ""
+    """An SVG, for the page that it is written to."""
 
 
 def ratio(what: str, one: Sequence[float], other: Sequence[float], bound: float, *, at_least: bool = True) -> Goal:
@@ -103,17 +106,20 @@ def machine() -> str:
         system = platform.freedesktop_os_release().get("PRETTY_NAME", system)
     return (
         f"Measured on {os.cpu_count()} CPUs ({platform.machine()}), {system}, {ssh}, sshd {_sshd_version()}, "
-        + (f"Python {platform.python_version()}; everything on loopback, in one run.")
+        + (f"Python {platform.python_version()}; everything on this one machine, in one run.")
     )
 
 
-def write(path: Path, text: str) -> None:
-    """Replaces what stands between the markers in the file at `path`."""
+def write(path: Path, sections: Sequence[Section]) -> None:
+    """Replaces what stands between the markers in the file at `path`, and the picture of that name beside it."""
     before, _, rest = path.read_text().partition(BEGIN)
     _, found, after = rest.partition(END)
     if not found:
         raise SystemExit(f"{path} has no {BEGIN} ... {END}")
-    path.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")
+    path.write_text(f"{before}{BEGIN}\n\n{as_text(sections)}\n{END}{after}")
+    for section in sections:
+        if section.picture:
+            path.with_suffix(".svg").write_text(section.picture)
 
 
 def _sshd_version() -> str:
@@ -123,10 +129,14 @@ def _sshd_version() -> str:
 
 
 def _figure(value: float, unit: str) -> str:
-    return f"{_short(value)} {unit}"
+    return _short(value) if math.isinf(value) else f"{_short(value)} {unit}"
 
 
 def _short(value: float) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    if math.isinf(value):
+        return "never"
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
