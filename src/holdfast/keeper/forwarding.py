@@ -70,7 +70,8 @@ class OpenForward:
     @property
     def is_open(self) -> bool:
         """Whether a master listens for it: ours, or one that the user had told to already."""
-        return self.state is not ForwardState.CLOSED and (bool(self.listening) or self.state is ForwardState.UP)
+        found = self.state is not ForwardState.CLOSED and (bool(self.listening) or self.state is ForwardState.UP)
+        return self.master is not None and found
 
     @property
     def shown(self) -> Forward:

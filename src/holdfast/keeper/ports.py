@@ -161,6 +161,8 @@ class Ports:
     async def _probe(self, attempt: Attempt, master: Master, forward: OpenForward) -> None:
         with contextlib.suppress(MasterError, OSError, IndexError):  # the port may be taken back meanwhile
             await forwarding.probe(master, forward, self._link.host, attempt.beat)
+        if forward.master is None:  # it was taken back meanwhile: what was found out is of the past
+            forward.found(ForwardState.CLOSED)
 
 
 class _Hand:
