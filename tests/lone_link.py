@@ -10,7 +10,7 @@ from typing import Self
 
 from holdfast.forward import Kind, parse
 from holdfast.keeper.forwarding import OpenForward
-from holdfast.keeper.guard import Guard, Hold, Lobby, Waiting
+from holdfast.keeper.guard import Guard, Hold, Lobby
 from holdfast.keeper.link import Attempt, Gate, Link, News
 from holdfast.keeper.ports import Ports
 from holdfast.keeper.states import LinkEvent
@@ -33,7 +33,7 @@ class LoneLink:
         *forwards: str,
         kind: Kind = Kind.LOCAL,
         hold: Hold | None = None,
-        page: Waiting | None = None,
+        page: Callable[[], bytes] | None = None,
     ) -> None:
         self.link = Link("lab", ("-F", str(config)), {}, switch=False)
         self.news: list[News] = []

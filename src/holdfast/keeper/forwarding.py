@@ -176,22 +176,18 @@ async def hold(forward: OpenForward) -> bool:
     Raises MasterError when the master that listens doesn't answer.
     """
     before, opened = forward.master, list(forward.listening)
-    is_alive = before is not None and not before.control.closed.is_set()
-    for listen in opened:
-        if is_alive and before is not None:
+    if before is not None and not before.control.closed.is_set():
+        for listen in opened:
             try:
                 await _close_listener(before, forward, listen)
             except MasterError:
-                if not before.control.closed.is_set():
+                if not before.control.closed.is_set():  # else it was ended in this very moment
                     raise
-                if forward.guard is not None:  # it was ended in this very moment
-                    forward.guard.take(listen, from_master=True)
-        elif forward.guard is not None:
-            forward.guard.take(listen, from_master=True)
     forward.lost()
-    if forward.guard is None:
+    own = forward.guard
+    if own is None:
         return True
-    taken = [forward.guard.take(end, from_master=False) or _is_missing(end) for end in forward.forward.listeners]
+    taken = [own.take(end, from_master=end in opened) or _is_missing(end) for end in forward.forward.listeners]
     return all(taken)
 
 

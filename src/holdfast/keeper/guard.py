@@ -12,9 +12,10 @@ import contextlib
 import os
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from holdfast.errors import MasterError
 from holdfast.forward import Address, Forward
@@ -39,8 +40,6 @@ BROWSER_WAITS = 2.0
 LOOK = 1.0
 # Seconds from a client's end of sending to the look whether it is gone: many may have left together.
 SOON = 0.1
-
-
 # Where a listener on every address is to be found.
 _REACHABLE = {"*": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
 
@@ -60,12 +59,6 @@ class Tally:
     let_through: int = 0
     left: int = 0
     refused: int = 0
-
-
-class Waiting(Protocol):
-    """What a browser that waits is shown: see waiting_room.page."""
-
-    def __call__(self) -> bytes: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -135,10 +128,10 @@ class Lobby:
 
 
 class Guard:
-    """One forward's guard. `page` is given for a forward that carries HTTP."""
+    """One forward's guard. `page` makes what a browser that waits is shown, for a forward that carries HTTP."""
 
     def __init__(
-        self, forward: Forward, hold: Hold, lobby: Lobby, tally: Tally, page: Waiting | None = None
+        self, forward: Forward, hold: Hold, lobby: Lobby, tally: Tally, page: Callable[[], bytes] | None = None
     ) -> None:
         self._forward = forward
         self.hold = hold
@@ -211,7 +204,6 @@ class Guard:
     async def let_through(self, master: Master) -> None:
         """Hands everybody who waits to `master`. Raises MasterError when it is gone; who wasn't, waits on."""
         turns = asyncio.Semaphore(AT_ONCE)
-
         owned = owned_connections()
 
         async def hand_over(held: _Held) -> None:
