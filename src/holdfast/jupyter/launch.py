@@ -1,0 +1,409 @@
+"""Starting a notebook server over there, reading its log, and tidying up after it: the programs for that. Pure.
+
+Each start has a directory of its own, `/tmp/holdfast-XXXXXXXX`: 0700, short enough for sockets, and gone with the
+next start once the server is. In it are the socket, the token, the log, the certificate, and the two programs that
+the user's login shell is left with: `run` finds the environment's Python, and `jupyter` (starter.py) becomes the
+server. So the server has the environment that its user has in a terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from importlib import resources
+from typing import Any, NamedTuple
+
+from holdfast.errors import HoldfastError, UsageError
+from holdfast.openssh import script
+
+KINDS = ("conda", "venv", "pixi", "uv", "module")
+APPS = ("lab", "notebook", "server")
+# Seconds that a server may take to start: Python and its packages may be on a slow network file system.
+STARTING = 90
+# Lines of a failed server's log that are shown.
+_LAST_WORDS = 12
+# What an interactive bash without a terminal says first.
+_NOISE = ("bash: cannot set terminal process group", "bash: no job control")
+
+# Finds the environment, and becomes its Python. `$ours` and `$environment` are set before it.
+_RUN = r"""
+echo $$ > "$ours/pid"
+umask 077
+cd "$(cat "$ours/directory")" || exit 1
+directory=$PWD
+jupyters="jupyter-lab jupyter-server jupyter-notebook"
+has_jupyter() {
+    for name in $jupyters; do [ -x "$1/bin/$name" ] && return 0; done
+    return 1
+}
+bases() {
+    for base in "${CONDA_EXE%/bin/conda}" "$MAMBA_ROOT_PREFIX" "$HOME/miniforge3" "$HOME/miniconda3" \
+        "$HOME/mambaforge" "$HOME/anaconda3" "$HOME/micromamba" "$HOME/.local/share/mamba" \
+        /opt/conda /opt/miniforge3 /opt/miniconda3 /opt/anaconda3
+    do [ -n "$base" ] && [ -d "$base" ] && echo "$base"; done
+}
+conda_prefixes() {
+    {
+        bases | while IFS= read -r base; do
+            [ -d "$base/conda-meta" ] && echo "$base"
+            for prefix in "$base"/envs/*; do echo "$prefix"; done
+        done
+        for prefix in "$HOME"/.conda/envs/*; do echo "$prefix"; done
+        cat "$HOME/.conda/environments.txt"
+    } 2>/dev/null | sort -u | while IFS= read -r prefix; do [ -d "$prefix" ] && echo "$prefix"; done
+}
+environments() {
+    conda_prefixes | while IFS= read -r prefix; do
+        case $prefix in
+            */envs/*) has_jupyter "$prefix" && echo "conda:${prefix##*/}";;
+            *) has_jupyter "$prefix" && echo "conda:$prefix";;
+        esac
+    done
+    for prefix in "$directory/.venv" "$directory/venv" "$HOME/.venv" "$HOME/venv" "$HOME"/.virtualenvs/* \
+        "$HOME"/.venvs/* "$HOME"/venvs/* "$HOME"/envs/*
+    do [ -f "$prefix/pyvenv.cfg" ] && has_jupyter "$prefix" && echo "venv:$prefix"; done
+    for prefix in "$directory"/.pixi/envs/*; do has_jupyter "$prefix" && echo "pixi:$prefix"; done
+}
+fail() {
+    environments | sort -u > "$ours/environments"
+    echo "$1" > "$ours/failed"
+    exit 1
+}
+placed() {
+    case $1 in
+        '~') echo "$HOME";;
+        '~/'*) echo "$HOME/${1#'~/'}";;
+        /*) echo "$1";;
+        *) echo "$directory/$1";;
+    esac
+}
+use() {
+    PATH=$1/bin:$PATH
+    export PATH
+    for python in "$1/bin/python" "$1/bin/python3"; do [ -x "$python" ] && return 0; done
+    fail "there is no Python in $1"
+}
+use_conda() {
+    export CONDA_PREFIX="$1" CONDA_DEFAULT_ENV="${1##*/}"
+    use "$1"
+    for hook in "$1"/etc/conda/activate.d/*.sh; do
+        [ -f "$hook" ] && (. "$hook") >/dev/null 2>&1 && . "$hook"
+    done
+}
+use_venv() {
+    export VIRTUAL_ENV="$1"
+    use "$1"
+}
+python_of_script() {
+    python=$(sed -n -e '1s/^#! *\([^ ]*python[^ ]*\).*/\1/p' \
+        -e "2s/^'''exec' \"\{0,1\}\([^\"]*\)\"\{0,1\} .*/\1/p" "$1")
+    for python in "$python" "${1%/*}/python3" "${1%/*}/python"; do
+        [ -n "$python" ] && [ -x "$python" ] && return 0
+    done
+    python=$(command -v python3) || fail "there is no python3 for $1"
+}
+find_environment() {
+    for prefix in "$directory/.pixi/envs/default" "$directory/.venv" "$directory/venv"; do
+        has_jupyter "$prefix" || continue
+        case $prefix in */.pixi/*) use_conda "$prefix";; *) use_venv "$prefix";; esac
+        return
+    done
+    for name in $jupyters jupyter; do
+        found=$(command -v $name) && python_of_script "$found" && return
+    done
+    found=$(environments | sort -u)
+    case $found in
+        ''|*'
+'*) fail "there is no jupyter in your PATH";;
+    esac
+    environment=$found
+    use_environment
+}
+use_environment() {
+    wanted=${environment#*:}
+    case $environment in
+        conda:*/*) prefix=$(placed "$wanted");;
+        conda:base) prefix=$(bases | head -n 1);;
+        conda:*) prefix=$(conda_prefixes | while IFS= read -r one; do
+                [ "${one##*/}" = "$wanted" ] && echo "$one"; done | head -n 1);;
+        venv:*) prefix=$(placed "$wanted");;
+        pixi:*) prefix=$(placed "$wanted"); [ -d "$prefix/.pixi" ] && prefix=$prefix/.pixi/envs/default;;
+        uv:*) prefix=$(placed "$wanted")/.venv;;
+        *) find_environment; return;;
+    esac
+    [ -n "$prefix" ] && [ -d "$prefix" ] || fail "there is no environment '$environment'"
+    case $environment in conda:*|pixi:*) use_conda "$prefix";; *) use_venv "$prefix";; esac
+}
+use_environment
+exec "$python" "$ours/jupyter" "$ours" "$kind" "$app"
+"""
+
+# Starts it, detached from the connection, and waits for the file in which the server announces itself.
+_START = r"""
+umask 077
+case $directory in
+    '') directory=$HOME;;
+    '~') directory=$HOME;;
+    '~/'*) directory=$HOME/${directory#'~/'};;
+    /*) ;;
+    *) directory=$HOME/$directory;;
+esac
+if ! cd "$directory" 2>/dev/null; then
+    echo @failed
+    echo "there is no directory $directory"
+    return
+fi
+for old in /tmp/holdfast-????????; do
+    [ -d "$old" ] && [ ! -h "$old" ] && [ -O "$old" ] && [ -s "$old/pid" ] || continue
+    kill -0 "$(cat "$old/pid")" 2>/dev/null || rm -rf "$old"
+done
+ours=$(mktemp -d /tmp/holdfast-XXXXXXXX) || { echo @failed; echo "can't make a directory in /tmp"; return; }
+fail() {
+    echo @failed
+    echo "$1"
+    rm -rf "$ours"
+}
+pwd -P > "$ours/directory"
+head -c 24 /dev/urandom | od -An -tx1 | tr -d ' \n' > "$ours/token"
+[ -s "$ours/token" ] && [ -s "$ours/directory" ] || { fail "can't write to $ours: is the disk full?"; return; }
+if [ "$kind" = tls ]; then
+    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 825 -subj /CN=localhost \
+        -addext subjectAltName=DNS:localhost,IP:127.0.0.1,IP:::1 -keyout "$ours/key.pem" -out "$ours/cert.pem" \
+        2>"$ours/log" || { fail "openssl could not make a certificate: $(tail -n 1 "$ours/log")"; return; }
+fi
+{ printf 'ours=%s\nkind=%s\napp=%s\n' "$ours" "$kind" "$app"; printf '%s\n' "$environment_line"; } > "$ours/run"
+cat >> "$ours/run" <<'HOLDFAST_END_OF_RUN'
+@RUN@
+HOLDFAST_END_OF_RUN
+cat > "$ours/jupyter" <<'HOLDFAST_END_OF_JUPYTER'
+@STARTER@
+HOLDFAST_END_OF_JUPYTER
+shell=${SHELL:-/bin/sh}
+case ${shell##*/} in
+    bash|zsh|fish|ksh|ksh93|mksh) set -- "$shell" -lic "${modules}exec sh $ours/run";;
+    tcsh|csh) set -- "$shell" -c "${modules}exec sh $ours/run";;
+    *) set -- "$shell" -lc "${modules}exec sh $ours/run";;
+esac
+how=setsid
+linger=$(loginctl show-user "$(id -un)" -p Linger --value 2>/dev/null)
+kills=$(loginctl show-session -p KillUserProcesses --value 2>/dev/null)
+if [ "$linger" = yes ] && systemd-run --user --scope --quiet --collect true 2>/dev/null; then
+    how=systemd
+    set -- systemd-run --user --scope --quiet --collect --unit="holdfast-jupyter-${ours##*-}" "$@"
+fi
+if command -v setsid >/dev/null; then set -- setsid "$@"; else set -- nohup "$@"; fi
+"$@" </dev/null >"$ours/log" 2>&1 &
+child=$!
+tries=0
+while [ $tries -lt @TRIES@ ]; do
+    pid=$(cat "$ours/pid" 2>/dev/null)
+    [ -s "$ours/failed" ] && break
+    if runtime=$(cat "$ours/runtime-dir" 2>/dev/null); then
+        for file in "$runtime/jpserver-$pid.json" "$runtime/nbserver-$pid.json"; do
+            [ -s "$file" ] || continue
+            echo "@started $pid $how ${linger:-unknown} ${kills:-unknown}"
+            echo @facts
+            cat "$ours/facts"
+            echo
+            if [ "$kind" = tls ]; then
+                echo @fingerprint
+                openssl x509 -in "$ours/cert.pem" -noout -fingerprint -sha256
+            fi
+            return
+        done
+    fi
+    kill -0 "${pid:-$child}" 2>/dev/null || break
+    tries=$((tries + 1))
+    sleep 0.1 2>/dev/null || sleep 1
+done
+echo @failed
+if [ -s "$ours/failed" ]; then cat "$ours/failed"
+elif kill -0 "${pid:-$child}" 2>/dev/null; then echo "the server did not start within @SECONDS@ s"
+else echo "the server ended while it started"
+fi
+echo @environments
+cat "$ours/environments" 2>/dev/null
+echo @log
+tail -n @LAST_WORDS@ "$ours/log" | sed 's/^@/ @/'
+kill "${pid:-$child}" 2>/dev/null
+rm -rf "$ours"
+"""
+
+
+class Wish(NamedTuple):
+    """What is to be started. `kind` is what it listens on: `socket`, `tls` or `tcp`. '' is: whatever."""
+
+    directory: str = ""
+    environment: str = ""
+    app: str = ""
+    kind: str = "socket"
+
+
+class Started(NamedTuple):
+    """A server that has just announced itself. `kind` is what it really listens on.
+
+    `kernels`: how its kernels' traffic is kept from others, `encrypted` or `sockets`. `warning` is what the host
+    may do to it, or ''. `fingerprint` is the SHA-256 of its certificate, in hexadecimal, or ''.
+    """
+
+    pid: int
+    app: str
+    version: str
+    environment: str
+    kind: str
+    kernels: str
+    fingerprint: str
+    warning: str
+
+
+def check_environment(text: str) -> str:
+    """`text` as an environment to start in. Raises UsageError."""
+    kind, colon, name = text.partition(":")
+    if kind not in KINDS or not colon or not name or not text.isprintable():
+        raise UsageError(
+            f"'{text[:80]}' is not an environment",
+            "conda:NAME, venv:PATH, pixi:PATH, uv:PATH or module:NAME, as they are called over there",
+        )
+    if kind == "module" and not re.fullmatch(r"[\w./+@:-]+( [\w./+@:-]+)*", name, re.ASCII):
+        raise UsageError(f"'{name[:80]}' is not the name of a module", "as in --env module:jupyter/4.2")
+    return text
+
+
+def check_directory(text: str) -> str:
+    """`text` as a directory over there. Raises UsageError."""
+    if not text.isprintable() or len(text) > 1024 or text.startswith("-"):
+        raise UsageError(f"{text[:60]!r} can't be a directory over there", "as in --dir work or --dir '~/work'")
+    return text
+
+
+def start_program(wish: Wish) -> str:
+    """The program that starts what is wished for. It takes up to STARTING seconds."""
+    source = (resources.files("holdfast.jupyter") / "starter.py").read_text()
+    modules = (
+        f"module load {wish.environment.partition(':')[2]}; " if wish.environment.startswith("module:") else ""
+    )
+    values = script.assign(
+        directory=wish.directory,
+        kind=wish.kind,
+        app=wish.app,
+        modules=modules,
+        environment_line=script.assign(environment="" if modules else wish.environment).strip(),
+    )
+    filled = {
+        "@RUN@": _RUN.strip(),
+        "@STARTER@": source.strip(),
+        "@TRIES@": str((STARTING - 10) * 10),
+        "@SECONDS@": str(STARTING - 10),
+        "@LAST_WORDS@": str(_LAST_WORDS),
+    }
+    program = _START
+    for name, value in filled.items():
+        program = program.replace(name, value)
+    return values + program
+
+
+def read_started(printed: str, host: str, wish: Wish) -> Started:
+    """What `start_program` has printed on `host`. Raises HoldfastError, with the last words of what failed."""
+    parts = {name: (words, text.strip()) for name, words, text in script.sections(printed)}
+    if "started" not in parts:
+        raise _failure({name: text for name, (_, text) in parts.items()}, host, wish)
+    pid, _, linger, kills = parts["started"][0]
+    facts: dict[str, Any] = json.loads(parts["facts"][1])
+    fingerprint = parts.get("fingerprint", ([], ""))[1].rpartition("=")[2].replace(":", "").lower()
+    warning = ""
+    if kills == "yes" and linger != "yes":
+        warning = f"{host} ends your processes when you log out (KillUserProcesses), this server too"
+    return Started(
+        int(pid),
+        facts["app"],
+        facts["version"],
+        facts["environment"],
+        facts["kind"],
+        facts["kernels"],
+        fingerprint,
+        warning,
+    )
+
+
+def _failure(parts: dict[str, str], host: str, wish: Wish) -> HoldfastError:
+    reason = parts.get("failed") or "it said nothing"
+    environments = parts.get("environments", "").splitlines()
+    lines = [f"no notebook server was started on {host}: {reason}"]
+    said = [line for line in parts.get("log", "").splitlines() if line.strip() and not line.startswith(_NOISE)]
+    lines += [f"  {without_tokens(line)}" for line in said]
+    quoted = [shlex.quote(environment) for environment in environments]
+    command = f"holdfast jupyter {host} --start"
+    if "there is no directory" in reason:
+        hint = f"name one that is over there: {command} --dir work, or --dir '~/work'"
+    elif len(quoted) > 1:
+        hint = f"environments with jupyter over there: {', '.join(quoted)}; as in {command} --env {quoted[0]}"
+    elif quoted and environments[0] != wish.environment:
+        hint = f"{command} --env {quoted[0]}"
+    elif "there is no environment" in reason:
+        hint = f"see what is there: ssh {host} conda env list, or ls; without --env your PATH over there counts"
+    elif "no jupyter" in reason or "in the environment" in reason:
+        hint = f"install it there, as in: ssh {host} python3 -m pip install --user jupyterlab"
+    else:
+        hint = f"try it there: ssh {host}, then jupyter lab --no-browser"
+    return HoldfastError("\n".join(lines), hint)
+
+
+def without_tokens(log: str) -> str:
+    """`log` as it may be shown: Jupyter itself leaves out the tokens that it was given, not those that it made."""
+    return re.sub(r"(token=)[^&\s\"']{4,}", r"\1...", log)
+
+
+# Removes what a start left, once its server has ended; `$pid` is set before it.
+_TIDY = r"""
+for old in /tmp/holdfast-????????; do
+    [ -d "$old" ] && [ ! -h "$old" ] && [ -O "$old" ] && [ "$(cat "$old/pid" 2>/dev/null)" = "$pid" ] || continue
+    rm -rf "$old"
+done
+"""
+
+# Waits until a server has ended (10 s), telling it to where it can't be told by HTTP.
+_END = r"""
+[ "$signal" = yes ] && kill "$pid" 2>/dev/null
+tries=0
+while kill -0 "$pid" 2>/dev/null && [ $tries -lt 100 ]; do
+    tries=$((tries + 1))
+    sleep 0.1 2>/dev/null || sleep 1
+done
+if kill -0 "$pid" 2>/dev/null; then echo @runs; return; fi
+echo @ended
+"""
+
+_LOG = r"""
+for one in $(ls -td /tmp/holdfast-????????/log 2>/dev/null); do
+    [ -f "$one" ] && [ -O "$one" ] || continue
+    [ -z "$pid" ] || [ "$(cat "${one%log}pid" 2>/dev/null)" = "$pid" ] || continue
+    log=$one
+    break
+done
+if [ -z "$log" ]; then echo @none; return; fi
+if [ "$follow" = yes ]; then
+    tail -n "$lines" -f "$log" &
+    cat > /dev/null
+    kill $!
+else
+    tail -n "$lines" "$log"
+fi
+"""
+
+
+def end_program(pid: int, *, signal: bool) -> str:
+    """Waits until the server `pid` has ended, for at most 10 s, and tidies up; with `signal` it is told to first.
+
+    Prints `@ended`, or `@runs` when it hasn't.
+    """
+    return script.assign(pid=str(pid), signal="yes" if signal else "no") + _END + _TIDY
+
+
+def log_program(pid: int | None, lines: int, *, follow: bool) -> str:
+    """Prints the last lines of the log of the server `pid` that we started, or of the last one, or `@none`.
+
+    With `follow` it goes on to the end of its input.
+    """
+    chosen = script.assign(pid=str(pid or ""), lines=str(lines), follow="yes" if follow else "no", log="")
+    return chosen + _LOG
