@@ -237,11 +237,11 @@ def test_a_file_of_version_1_is_read_and_lacks_only_what_that_version_did_not_kn
     assert journal.load() == (Saved((tunnel,), (master,)), "")
 
 
-def test_a_file_of_version_1_is_saved_as_one_of_version_2() -> None:
+def test_a_file_of_version_1_is_saved_as_one_of_this_version() -> None:
     paths.state_file().write_text(VERSION_1)
     saved, _ = journal.load()
     journal.save(saved)
-    assert json.loads(paths.state_file().read_text())["version"] == 2
+    assert json.loads(paths.state_file().read_text())["version"] == journal.VERSION
     assert journal.load() == (saved, "")
 
 
@@ -266,7 +266,7 @@ def test_a_file_of_version_2_without_a_field_of_its_masters_is_kept_aside(field:
     assert_kept_aside(json.dumps(record).encode())
 
 
-@pytest.mark.parametrize("version", [0, 3, "1", None])
+@pytest.mark.parametrize("version", [0, 4, "1", None])
 def test_a_file_of_another_version_is_kept_aside(version: object) -> None:
     assert_kept_aside(changed(version=version).encode())
 

@@ -157,7 +157,7 @@ def test_a_keeper_of_another_protocol_is_refused_with_the_way_out(
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import holdfast.version\nholdfast.version.__version__ = '99.0'\n"
-        "import holdfast.control\nholdfast.control.PROTOCOL = 2\n"
+        "import holdfast.control\nholdfast.control.PROTOCOL = 99\n"
     )
     holdfast("up", "nowhere.invalid", "--no-wait", PYTHONPATH=str(tmp_path))
     result = holdfast("status")

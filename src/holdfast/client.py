@@ -79,12 +79,13 @@ def ask(
     progress: Callable[[TunnelStatus], None] = lambda _: None,
     log_in: Callable[[LoginOrder], int] = lambda _: 255,
     notice: Callable[[str], None] = lambda _: None,
+    output: Callable[[str], None] = lambda _: None,
 ) -> list[TunnelStatus]:
     """The keeper's answer to `request`.
 
     `progress` is called with each intermediate state; `log_in` when a person must log in at this terminal, and
-    returns ssh's exit status; `notice` with what the user has to be told once. `timeout` is in seconds, and
-    doesn't run during a login.
+    returns ssh's exit status; `notice` with what the user has to be told once; `output` with what a program over
+    there prints, as it comes. `timeout` is in seconds, and doesn't run during a login.
     Raises HoldfastError as the keeper says, KeeperError, TimeoutError.
     """
     with contextlib.closing(connect()) as connection:
@@ -100,6 +101,8 @@ def ask(
                 with clock.stopped():
                     status = log_in(answer["login"])
                 connection.send(LoginEnded(answer["login"]["number"], status))
+            elif "output" in answer:
+                output(answer["output"])
             elif "error" in answer:
                 raise error_from(answer["error"])
             else:

@@ -1,8 +1,8 @@
 """The protocol between the command line and the keeper: one JSON object a line, over the keeper's socket. No I/O.
 
 The keeper greets with a `Greeting`. A client sends one request, an object
-whose `request` names one of `REQUESTS`. The keeper answers with any number of `progress` and `login` objects,
-then one `done` or `error`. During an `up` the client answers each `login` with a `login_ended` request.
+whose `request` names one of `REQUESTS`. The keeper answers with any number of `progress`, `login` and `output`
+objects, then one `done` or `error`. The client answers each `login` with a `login_ended` request.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, NotRequired, TypedDict, TypeVar, get_type_hi
 from holdfast.errors import Exit, HoldfastError, KeeperError, UsageError
 from holdfast.forward import LONGEST_HOST, Forward, Kind, build, parse_address
 
-PROTOCOL = 1
+PROTOCOL = 2
 # Bytes of a request. The largest that makes sense is an `up` with some hundred forwards.
 LONGEST_REQUEST = 256 * 1024
 LONGEST_NAME = 100
@@ -59,7 +59,8 @@ class Up(NamedTuple):
     """Bring a tunnel up, or add forwards to it. `forwards` may be empty: what it had, or the host's own.
 
     `terminal`: the client can run a login for a person. `host` may be the name of a known tunnel. `upkeep` has
-    those fields of Upkeep that are to be different from before.
+    those fields of Upkeep that are to be different from before. `notebook` is what the only forward leads to, as
+    jupyter.servers.Notebook; the keeper chooses its port here. Empty: `forwards` are as they say.
     """
 
     host: str
@@ -71,6 +72,23 @@ class Up(NamedTuple):
     wait: bool
     expose: bool
     upkeep: dict[str, int] = {}  # noqa: RUF012 - a named tuple's default, never changed
+    notebook: dict[str, str] = {}  # noqa: RUF012
+
+
+class Run(NamedTuple):
+    """Runs `program` in the far side's sh (openssh.script), over the link to `host`, for at most `seconds`.
+
+    The link is made if need be, and stays for a while. What is printed comes in answers of `output`. With
+    `keep_input` the program's input ends when the client hangs up.
+    """
+
+    host: str
+    options: tuple[str, ...]
+    environment: dict[str, str]
+    terminal: bool
+    program: str
+    seconds: int
+    keep_input: bool
 
 
 class Down(NamedTuple):
@@ -106,15 +124,24 @@ class LoginEnded(NamedTuple):
     status: int
 
 
-Request = Up | Down | Restart | Status | Stop | LoginEnded
+Request = Up | Run | Down | Restart | Status | Stop | LoginEnded
 REQUESTS: dict[str, type[Request]] = {
     "up": Up,
+    "run": Run,
     "down": Down,
     "restart": Restart,
     "status": Status,
     "stop": Stop,
     "login_ended": LoginEnded,
 }
+
+
+class NotebookStatus(TypedDict):
+    """The notebook server that a forward leads to, as it was last seen. `version` is '' for old ones."""
+
+    directory: str
+    version: str
+    pid: int
 
 
 class ForwardStatus(TypedDict):
@@ -127,6 +154,7 @@ class ForwardStatus(TypedDict):
     state: str
     reason: str | None
     hint: str | None
+    notebook: NotebookStatus | None
 
 
 class OutageStatus(TypedDict):
@@ -195,6 +223,7 @@ class Answer(TypedDict):
 
     progress: NotRequired[TunnelStatus]
     login: NotRequired[LoginOrder]
+    output: NotRequired[str]
     done: NotRequired[list[TunnelStatus]]
     error: NotRequired[ErrorRecord]
 

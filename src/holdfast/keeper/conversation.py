@@ -18,6 +18,7 @@ from holdfast.control import (
     LoginOrder,
     Request,
     Restart,
+    Run,
     Status,
     Stop,
     TunnelStatus,
@@ -27,17 +28,20 @@ from holdfast.control import (
     check_upkeep,
     decode_forward,
     decode_request,
+    default_name,
     encode,
     encode_error,
 )
-from holdfast.errors import HoldfastError, KeeperError, UsageError
+from holdfast.errors import Exit, HoldfastError, KeeperError, UsageError
 from holdfast.forward import Forward, Kind
+from holdfast.jupyter.servers import Notebook
 from holdfast.keeper import forwarding, journal, notices
 from holdfast.keeper.journal import SavedTunnel
 from holdfast.keeper.keeper import DEFAULT_FORWARD, Keeper
-from holdfast.keeper.link import environment_with
+from holdfast.keeper.link import Link, environment_with
+from holdfast.keeper.states import LinkState
 from holdfast.keeper.tunnel import Tunnel
-from holdfast.openssh import master
+from holdfast.openssh import master, script, session
 from holdfast.openssh.diagnose import Remedy, Trouble
 from holdfast.openssh.master import LoginFailed
 from holdfast.openssh.settings import Settings
@@ -172,7 +176,10 @@ class Conversation:
                 return await self._restart(request)
             case Status():
                 return await self._status(request)
+            case Run():
+                return await self._run(request)
             case Stop():
+                await self._end(await self._keeper.ask(self._keeper.end_visits))
                 return []
             case LoginEnded():
                 raise KeeperError("no login was asked for")
@@ -204,10 +211,13 @@ class Conversation:
         is_new = known is None
         terminal = self if request.terminal and request.wait else None
         upkeep = check_upkeep({**found.upkeep, **request.upkeep}) if request.upkeep else None
+        notebook = Notebook.decode(request.notebook) if request.notebook else None
+        if notebook and len(asked) != 1:
+            raise KeeperError("a notebook is behind one forward")
         if request.upkeep.get("notify") and (reason := notices.why_not(request.environment)):
             raise HoldfastError(reason, "leave --notify out, or do that first")
         tunnel = await self._keeper.ask(
-            lambda: self._keeper.want(found, forwards, request.environment, settings, terminal, upkeep)
+            lambda: self._keeper.want(found, forwards, request.environment, settings, terminal, upkeep, notebook)
         )
         if not request.wait:
             return [tunnel.status()]
@@ -222,10 +232,47 @@ class Conversation:
 
     async def _down(self, request: Down) -> list[TunnelStatus]:
         names = tuple(self._keeper.tunnels) if request.everything else request.names
-        ending = await self._keeper.ask(lambda: self._keeper.drop(names, request.listens))
+        await self._end(await self._keeper.ask(lambda: self._keeper.drop(names, request.listens)))
+        if request.everything:
+            await self._end(await self._keeper.ask(self._keeper.end_visits))
+        return [tunnel.status() for name in names if (tunnel := self._keeper.tunnels.get(name))]
+
+    async def _end(self, ending: list[asyncio.Task[None]]) -> None:
         if ending:
             await asyncio.wait(ending)
-        return [tunnel.status() for name in names if (tunnel := self._keeper.tunnels.get(name))]
+
+    async def _run(self, request: Run) -> list[TunnelStatus]:
+        """Has the program's output sent as it comes."""
+        check_host(request.host)
+        check_options(request.options)
+        if len(request.program.encode()) > script.LONGEST_PROGRAM:
+            raise KeeperError("the program is too long")
+        terminal = self if request.terminal else None
+        link = await self._keeper.ask(lambda: self._keeper.visit(request, terminal))
+        try:
+            socket = await self._reach(link)
+            async with asyncio.timeout(request.seconds):
+                async for text in session.stream(
+                    socket, request.program, link.host, keep_input=request.keep_input
+                ):
+                    self._say(Answer(output=text))
+                    await self._writer.drain()
+        except TimeoutError:
+            raise HoldfastError(f"{link.host} took longer than {request.seconds} s", "try again") from None
+        finally:
+            self._keeper.ask_later(lambda: self._keeper.leave(link))
+        return []
+
+    async def _reach(self, link: Link) -> Path:
+        """The control socket of the link's master, once that serves. Raises HoldfastError where it won't."""
+        tunnel = Tunnel(default_name(link.host), link)
+        await self._settle([tunnel], is_known=False)
+        master = link.serving.master if link.serving else None
+        if link.state is not LinkState.UP or master is None:
+            trouble = link.trouble or Trouble(f"{link.host} is not reached", "try again", Remedy.RETRY)
+            needs_login = link.state is LinkState.NEEDS_LOGIN
+            raise HoldfastError(trouble.reason, trouble.hint, Exit.NEEDS_LOGIN if needs_login else Exit.FAILED)
+        return master.socket
 
     async def _restart(self, request: Restart) -> list[TunnelStatus]:
         terminal = self if request.terminal else None
@@ -237,11 +284,15 @@ class Conversation:
         names = request.names or tuple(self._keeper.tunnels)
         chosen = await self._keeper.ask(lambda: [self._keeper.get(name) for name in names])
         await _prove(chosen)
+        await self._keeper.notebooks.look_again({tunnel.link for tunnel in chosen})
         await self._keeper.ask(lambda: None)  # what the round trips brought has been taken in after this
         return [tunnel.status() for tunnel in chosen]
 
-    async def _settle(self, tunnels: list[Tunnel]) -> None:
-        """Waits until there is an answer for each, telling the client what it waits for."""
+    async def _settle(self, tunnels: list[Tunnel], *, is_known: bool = True) -> None:
+        """Waits until there is an answer for each, telling the client what it waits for.
+
+        `is_known`: they are the keeper's, and no answer is to be had once they aren't any more.
+        """
         told: list[TunnelStatus] = []
 
         def tell() -> None:
@@ -252,7 +303,7 @@ class Conversation:
             told[:] = now
 
         def is_gone(tunnel: Tunnel) -> bool:
-            return self._keeper.tunnels.get(tunnel.name) is not tunnel
+            return is_known and self._keeper.tunnels.get(tunnel.name) is not tunnel
 
         await self._keeper.wait_until(
             lambda: all(tunnel.is_settled or is_gone(tunnel) for tunnel in tunnels), tell

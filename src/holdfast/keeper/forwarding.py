@@ -11,9 +11,11 @@ import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from holdfast.errors import HoldfastError, MasterError, UsageError
 from holdfast.forward import Address, Forward, Kind
+from holdfast.jupyter.servers import Notebook
 from holdfast.keeper import guard, listeners, processes
 from holdfast.keeper.guard import Guard, Tally
 from holdfast.keeper.states import ForwardState
@@ -40,6 +42,13 @@ _REMOTE_LEFT_OVER = (
 )
 
 
+class Withheld(NamedTuple):
+    """Why the guard keeps the port of a forward over a link that is up. No reason: that is being found out."""
+
+    reason: str = ""
+    hint: str = ""
+
+
 @dataclass(slots=True, eq=False)
 class OpenForward:
     """A forward of a tunnel, and what was last found out about it. `asked` is what the person wrote."""
@@ -57,6 +66,11 @@ class OpenForward:
     tally: Tally = field(default_factory=Tally)
     # The port that the server chose for a remote forward with port 0.
     chosen_port: int = 0
+    # The notebook server that it leads to, and where that has moved to, until whoever sees to the port knows.
+    notebook: Notebook | None = None
+    moves_to: Address | None = None
+    # Why no master may listen for it, although one could.
+    withheld: Withheld | None = None
 
     def found(self, state: ForwardState, reason: str = "", hint: str = "") -> None:
         self.state, self.reason, self.hint = state, reason, hint
@@ -66,6 +80,15 @@ class OpenForward:
         self.found(ForwardState.CLOSED)
         self.listening.clear()
         self.master = None
+
+    def move(self) -> None:
+        """Leads to where its notebook server has moved. No master may be listening for it."""
+        if self.moves_to is not None:
+            self.asked = self.asked._replace(target=self.moves_to)
+            self.forward = self.forward._replace(target=self.moves_to)
+            self.moves_to = None
+            if self.guard is not None:
+                self.guard.forward = self.forward
 
     @property
     def is_open(self) -> bool:

@@ -128,12 +128,15 @@ class Lobby:
 
 
 class Guard:
-    """One forward's guard. `page` makes what a browser that waits is shown, for a forward that carries HTTP."""
+    """The guard of one `forward`, whose target may change.
+
+    `page` makes what a browser that waits is shown, for a forward that carries HTTP.
+    """
 
     def __init__(
         self, forward: Forward, hold: Hold, lobby: Lobby, tally: Tally, page: Callable[[], bytes] | None = None
     ) -> None:
-        self._forward = forward
+        self.forward = forward
         self.hold = hold
         self._lobby = lobby
         self._tally = tally
@@ -221,14 +224,14 @@ class Guard:
         if held.half_closed and client_is_gone(held.connection, owned):
             self.drop_gone(held)
             return
-        target = self._forward.target
+        target = self.forward.target
         if target is not None and (not target.path or master.takes_unix_targets):
             await self._give(held, target, master)
             return
         # From here on the relay sees the client's end.
         self._release(held)
         try:
-            listen = self._forward.listeners[0]
+            listen = self.forward.listeners[0]
             await self._lobby.join(held.connection, listen._replace(host=_REACHABLE.get(listen.host, listen.host)))
         except OSError:
             held.connection.close()

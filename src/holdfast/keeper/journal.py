@@ -22,8 +22,9 @@ from holdfast.control import (
 )
 from holdfast.errors import HoldfastError
 from holdfast.forward import Forward
+from holdfast.jupyter.servers import Notebook
 
-VERSION = 2
+VERSION = 3
 # A log is put aside (one older one is kept) when it has grown to this many bytes.
 LONGEST_LOG = 128 * 1024
 # How the names of files begin that are being written.
@@ -33,10 +34,12 @@ LONGEST_MEMORY = 100
 
 
 class SavedForward(NamedTuple):
-    """`asked` is what the person wrote, port 0 included; `forward` is what that became."""
+    """`asked` is what the person wrote, port 0 included; `forward` is what that became, and `notebook` is what is
+    behind it, if that is known."""
 
     asked: Forward
     forward: Forward
+    notebook: Notebook | None = None
 
 
 class SavedTunnel(NamedTuple):
@@ -142,15 +145,26 @@ def _encode(saved: Saved) -> dict[str, Any]:
     tunnels = [
         {
             **tunnel._asdict(),
-            "forwards": [[encode_forward(end) for end in pair] for pair in tunnel.forwards],
+            "forwards": [_encode_saved(saved) for saved in tunnel.forwards],
         }
         for tunnel in saved.tunnels
     ]
     return {"version": VERSION, "tunnels": tunnels, "masters": [master._asdict() for master in saved.masters]}
 
 
+def _encode_saved(saved: SavedForward) -> list[Any]:
+    ends = [encode_forward(saved.asked), encode_forward(saved.forward)]
+    return [*ends, saved.notebook.encode()] if saved.notebook else ends
+
+
+def _decode_saved(record: list[Any]) -> SavedForward:
+    asked, forward, *notebook = record
+    known = [Notebook.decode(fields) for fields in notebook]
+    return SavedForward(decode_forward(tuple(asked)), decode_forward(tuple(forward)), *known)
+
+
 def _decode(record: dict[str, Any]) -> Saved:
-    if record["version"] not in (1, VERSION):
+    if record["version"] not in (1, 2, VERSION):
         raise ValueError(f"its version is {record['version']}, not {VERSION}")
     is_old = record["version"] == 1
     tunnels = tuple(_tunnel({**(_SINCE_2 if is_old else {}), **fields}) for fields in record["tunnels"])
@@ -166,8 +180,7 @@ _MASTER_SINCE_2 = {"attended": False, "draining": False}
 
 
 def _tunnel(fields: dict[str, Any]) -> SavedTunnel:
-    pairs = fields.pop("forwards")
-    forwards = tuple(SavedForward(*(decode_forward(tuple(end)) for end in pair)) for pair in pairs)
+    forwards = tuple(map(_decode_saved, fields.pop("forwards")))
     tunnel = fill(SavedTunnel, fields, forwards=forwards)
     check_name(tunnel.name)
     check_host(tunnel.host)

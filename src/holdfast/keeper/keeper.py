@@ -8,6 +8,7 @@ and comes back as an event.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import difflib
 import functools
 import random
@@ -18,14 +19,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from holdfast import paths
-from holdfast.control import Up, Upkeep, check_name, check_upkeep, default_name
+from holdfast.control import Run, Up, Upkeep, check_name, check_upkeep, default_name
 from holdfast.errors import Exit, HoldfastError, KeeperError, UsageError
 from holdfast.forward import Forward, Kind, parse
+from holdfast.jupyter.servers import Notebook
 from holdfast.keeper import journal, processes
 from holdfast.keeper.forwarding import OpenForward
 from holdfast.keeper.guard import Guard, Hold, Lobby
 from holdfast.keeper.journal import Saved, SavedForward, SavedMaster, SavedTunnel
 from holdfast.keeper.link import Attempt, Gate, Known, Link, News, Terminal
+from holdfast.keeper.notebooks import Follower
 from holdfast.keeper.notices import Notices
 from holdfast.keeper.ports import Ports
 from holdfast.keeper.states import (
@@ -51,6 +54,11 @@ QUICK_LOSSES = 2
 PEACE = 10.0
 # What a server is not troubled by when it is tried again at once.
 _NOT_REACHED = (Remedy.RETRY, Remedy.RETRY_REFUSED)
+# Seconds for which a link stays after a program was run over it, for the next one, where no tunnel needs it.
+LINGER = 45.0
+# The ports from a notebook's own on that are tried for it here, and its own where it listens on a Unix socket.
+NOTEBOOK_PORTS = 100
+NOTEBOOK_PORT = 8888
 # Seconds after a change of the network, or a wake, for which it is said to have brought a link back.
 CREDIT = 15.0
 
@@ -67,6 +75,7 @@ class Keeper:
         self._gate = Gate()
         self._lobby = Lobby()
         self._notices = Notices(journal.note)
+        self.notebooks = Follower(lambda: list(self._links.values()), self.ask_later, self._record)
         # What happened to the machine last, and when on the clock that counts sleep.
         self._change: tuple[Change, float] | None = None
         # What takes the current decision back when it can't be saved.
@@ -79,6 +88,7 @@ class Keeper:
         try:
             async with self._tasks:
                 self._tasks.create_task(_guarded(watch(self._nudge_later)))
+                self._tasks.create_task(_guarded(self.notebooks.run()))
                 self._start_links()
                 await self._consume()
         finally:
@@ -193,17 +203,20 @@ class Keeper:
         settings: Settings | None = None,
         terminal: Terminal | None = None,
         upkeep: Upkeep | None = None,
+        notebook: Notebook | None = None,
     ) -> Tunnel:
         """Brings the tunnel up, with `forwards` besides those it has. Raises UsageError, and changes nothing.
 
         `settings` is what ssh would use, if the caller has just found out; a person can log in at `terminal`;
-        `upkeep` is how it is to be kept, None for as before.
+        `upkeep` is how it is to be kept, None for as before; `notebook` is what the only forward leads to.
         """
         tunnel = self.tunnels.get(found.name)
+        if notebook is not None:
+            forwards = [self._placed(forwards[0], notebook, found, tunnel)]
         added = [forward for forward in forwards if not (tunnel and tunnel.has(forward))]
         for forward in added:
             self._check_overlap(forward)
-        prepared = [self._prepare(forward, found) for forward in added]
+        prepared = [self._prepare(forward, found, notebook) for forward in added]
         if tunnel is None:
             tunnel = Tunnel(found.name, self._link_to(found.host, found.options), check_upkeep(found.upkeep))
             self.tunnels[found.name] = tunnel
@@ -221,6 +234,9 @@ class Keeper:
         tunnel.forwards += opened
         link.forwards += opened
         self._apply(link, LinkEvent.WANTED)
+        if notebook is None and any(own.notebook for own in opened):
+            self.notebooks.withhold(link)
+        self.notebooks.look(link)
         if link.ports is not None:
             link.ports.open_wanted()
         self._undo = functools.partial(self._take_away, tunnel, opened)
@@ -278,15 +294,73 @@ class Keeper:
         if not tunnel.forwards:
             journal.record(tunnel.name, "taken down")
             del self.tunnels[tunnel.name]
-        if not any(other.link is link for other in self.tunnels.values()):
-            self._apply(link, LinkEvent.UNWANTED)
-            link.forwards = []
+        if not (link.visits or any(other.link is link for other in self.tunnels.values())):
+            self._let_down(link)
             return [link.releasing] if link.releasing else []
         link.forwards = [forward for forward in link.forwards if forward not in forwards]
         link.switch = self._may_switch(link)
         if link.ports is None:
             return []
         return [self._tasks.create_task(_guarded(link.ports.close(forward))) for forward in forwards]
+
+    def visit(self, request: Run, terminal: Terminal | None) -> Link:
+        """The link over which the request's program is to be run, kept for it until `leave`."""
+        name = request.host if self._known(request.host) else default_name(request.host)
+        known = self._known(name)
+        host, options = request.host, request.options
+        if known and host in (known.host, known.name) and options in ((), known.options):
+            host, options = known.host, known.options
+        link = self._link_to(host, options)
+        link.environment = request.environment or link.environment
+        link.terminals += [terminal] if terminal else []
+        link.visits += 1
+        self._stop_lingering(link)
+        self._apply(link, LinkEvent.WANTED)
+        return link
+
+    def leave(self, link: Link) -> None:
+        """Ends a visit. A link that nothing else needs stays for the next one, if it is up."""
+        link.visits -= 1
+        if link.visits or any(tunnel.link is link for tunnel in self.tunnels.values()):
+            return
+        if link.state is LinkState.UP:
+            loop = asyncio.get_running_loop()
+            link.lingering = loop.call_later(LINGER, lambda: self.ask_later(lambda: self._end_lingering(link)))
+        else:
+            self._let_down(link)
+
+    def end_visits(self) -> list[asyncio.Task[None]]:
+        """Ends the links that only stay for a next visit; what to wait for."""
+        lingering = [link for link in self._links.values() if link.lingering]
+        for link in lingering:
+            self._end_lingering(link)
+        return [link.releasing for link in lingering if link.releasing]
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it could end, and nobody would miss it."""
+        return not self.tunnels and not any(link.visits or link.lingering for link in self._links.values())
+
+    def _end_lingering(self, link: Link) -> None:
+        if link.lingering and not link.visits and not any(own.link is link for own in self.tunnels.values()):
+            self._let_down(link)
+
+    def _stop_lingering(self, link: Link) -> None:
+        if link.lingering:
+            link.lingering.cancel()
+            link.lingering = None
+
+    def _let_down(self, link: Link) -> None:
+        """Ends a link that nothing needs any more."""
+        self._stop_lingering(link)
+        self._apply(link, LinkEvent.UNWANTED)
+        link.forwards = []
+
+    def _record(self, forward: OpenForward, text: str) -> None:
+        """Tells in its tunnel's log what happened to a forward."""
+        for tunnel in self.tunnels.values():
+            if forward in tunnel.forwards:
+                journal.record(tunnel.name, text)
 
     def _known(self, name: str) -> SavedTunnel | None:
         if name in self.tunnels:
@@ -309,10 +383,38 @@ class Keeper:
                         f"use another port, or first: holdfast down {other.name} {end}",
                     )
 
-    def _prepare(self, asked: Forward, found: SavedTunnel) -> OpenForward:
+    def _placed(self, forward: Forward, notebook: Notebook, found: SavedTunnel, tunnel: Tunnel | None) -> Forward:
+        """The forward to `notebook`: one that the tunnel has, led there now, or `forward` with a port of its own.
+
+        That is the one that the notebook had before, else the same as over there, else the next that is free.
+        """
+        if tunnel is not None:
+            for own in tunnel.forwards:
+                if own.forward.target == forward.target or (own.notebook and own.notebook.is_like(notebook)):
+                    own.notebook, own.withheld = notebook, None
+                    own.moves_to = forward.target if own.forward.target != forward.target else None
+                    self._guarded_forward(tunnel, own)
+                    return own.asked
+        first = (forward.target.port if forward.target else 0) or NOTEBOOK_PORT
+        before = [
+            saved.forward.listen.port
+            for saved in found.forwards
+            if saved.notebook is not None and saved.notebook.is_like(notebook)
+        ]
+        for port in (*before, *range(first, min(first + NOTEBOOK_PORTS, 65536))):
+            chosen = forward._replace(listen=forward.listen._replace(port=port))
+            if all(processes.is_free(listen) for listen in chosen.listeners):
+                with contextlib.suppress(UsageError):
+                    self._check_overlap(chosen)
+                    return chosen
+        return forward
+
+    def _prepare(self, asked: Forward, found: SavedTunnel, notebook: Notebook | None = None) -> OpenForward:
         """`asked`, with a port of its own where any free one will do: the one it had, or a new one."""
+        if notebook is None:
+            notebook = next((saved.notebook for saved in found.forwards if saved.asked == asked), None)
         if asked.kind is Kind.REMOTE or asked.listen.path or asked.listen.port:
-            return OpenForward(asked, asked)
+            return OpenForward(asked, asked, notebook=notebook)
         before = next((saved.forward for saved in found.forwards if saved.asked == asked), None)
         if before is not None and all(processes.is_free(listen) for listen in before.listeners):
             return OpenForward(asked, before)
@@ -324,7 +426,8 @@ class Keeper:
         if forward.forward.kind is not Kind.REMOTE:
             upkeep = tunnel.upkeep
             hold = Hold(upkeep.hold, float(upkeep.hold_for))
-            page = functools.partial(tunnel.waiting_page, forward) if upkeep.http else None
+            is_http = upkeep.http or forward.notebook is not None
+            page = functools.partial(tunnel.waiting_page, forward) if is_http else None
             if forward.guard is None:
                 forward.guard = Guard(forward.forward, hold, self._lobby, forward.tally)
             forward.guard.hold, forward.guard.page = hold, page
@@ -410,6 +513,7 @@ class Keeper:
             case LinkAction.RESUME:
                 if link.ports is not None:
                     link.ports.serve(link.serving)
+                self.notebooks.look(link)
             case LinkAction.HOLD:
                 if link.ports is None:
                     link.ports = Ports(link, self._look)
@@ -437,8 +541,10 @@ class Keeper:
             link.peace_until = elapsed() + PEACE
             before.drain()
             link.draining.append(before)
+        self.notebooks.withhold(link)
         if link.ports is not None:
             link.ports.serve(link.serving)
+        self.notebooks.look(link)
 
     def _count_drop(self, link: Link) -> None:
         for tunnel in self.tunnels.values():
@@ -544,7 +650,8 @@ class Keeper:
             tunnel = Tunnel(record.name, link, check_upkeep(record.upkeep), drops=record.drops)
             tunnel.outages, tunnel.down_seconds = record.outages, record.down_seconds
             tunnel.forwards = [
-                self._guarded_forward(tunnel, OpenForward(pair.asked, pair.forward)) for pair in record.forwards
+                self._guarded_forward(tunnel, OpenForward(pair.asked, pair.forward, notebook=pair.notebook))
+                for pair in record.forwards
             ]
             tunnel.link.environment = record.environment
             tunnel.link.forwards += tunnel.forwards
@@ -584,7 +691,7 @@ def saved_tunnel(tunnel: Tunnel, *, wanted: bool) -> SavedTunnel:
         down_seconds=tunnel.down_seconds,
         up_since=tunnel.since.isoformat() if tunnel.told == LinkState.UP.value else "",
         upkeep=tunnel.upkeep._asdict(),
-        forwards=tuple(SavedForward(forward.asked, forward.forward) for forward in tunnel.forwards),
+        forwards=tuple(SavedForward(own.asked, own.forward, own.notebook) for own in tunnel.forwards),
     )
 
 

@@ -108,6 +108,9 @@ class Link:
     may_ask: bool = False
     # Whether the far side may end its end of a connection from which nothing comes: all its tunnels agree.
     switch: bool = True
+    # Programs that are being run over it; the end of the time for which it stays for another, without a tunnel.
+    visits: int = 0
+    lingering: asyncio.TimerHandle | None = None
 
     @property
     def attempts(self) -> list[Attempt]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from holdfast.errors import MasterError
 from holdfast.forward import Kind
 from holdfast.keeper import forwarding, journal
-from holdfast.keeper.forwarding import OpenForward
+from holdfast.keeper.forwarding import OpenForward, Withheld
 from holdfast.keeper.states import ForwardState
 from holdfast.openssh.master import Master
 
@@ -119,8 +119,13 @@ class Ports:
         try:
             if forward.master is not None and (forward.master is not master or not forward.is_open):
                 await forwarding.hold(forward)
+            if forward.moves_to is not None:
+                await forwarding.hold(forward)
+                forward.move()
             if attempt is None or master is None:
                 return await forwarding.hold(forward)
+            if forward.withheld is not None:
+                return await self._withhold(forward, forward.withheld, master)
             if forward.is_open:
                 return self._nobody_waits(forward, master)
             await forwarding.open_forward(master, forward, self._link.host, after_loss=self._is_young())
@@ -129,6 +134,16 @@ class Ports:
         if forward.listening:
             self._tasks.create_task(self._after_opening(forward, attempt, master))
         return forward.is_open
+
+    async def _withhold(self, forward: OpenForward, why: Withheld, master: Master) -> bool:
+        """Has the guard listen, whatever the master could do. Whether it does."""
+        if not await forwarding.hold(forward) and why.reason:
+            # A keeper before this one had the master listen: asked again, it is ours to close.
+            await forwarding.open_forward(master, forward, self._link.host)
+            await forwarding.hold(forward)
+        if why.reason:
+            forward.found(ForwardState.NO_SERVICE, why.reason, why.hint)
+        return True
 
     def _nobody_waits(self, forward: OpenForward, master: Master) -> bool:
         """Whether all who waited have been let through; tries again with those who couldn't be."""

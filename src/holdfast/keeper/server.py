@@ -121,6 +121,6 @@ class _Server:
                 async with asyncio.timeout(IDLE):
                     await self._left.wait()
             except TimeoutError:
-                if not self._keeper.tunnels and not self.conversations:
+                if self._keeper.is_idle and not self.conversations:
                     self._stop.set()
                     return

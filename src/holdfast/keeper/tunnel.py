@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from holdfast.control import ForwardStatus, OutageStatus, TunnelStatus, Upkeep
+from holdfast.control import ForwardStatus, NotebookStatus, OutageStatus, TunnelStatus, Upkeep
 from holdfast.errors import UsageError
 from holdfast.forward import Forward
 from holdfast.keeper import journal, waiting_room
@@ -241,8 +241,14 @@ def _forward_status(own: OpenForward, link: LinkState) -> ForwardStatus:
         kind=forward.kind.value,
         listen=str(forward.listen),
         target=str(forward.target) if forward.target else None,
-        url=forward.url,
+        url=own.notebook.url(forward.listen) if own.notebook and forward.url else forward.url,
         state=state,
         reason=own.reason or None,
         hint=own.hint or None,
+        notebook=_notebook_status(own),
     )
+
+
+def _notebook_status(own: OpenForward) -> NotebookStatus | None:
+    known = own.notebook
+    return NotebookStatus(directory=known.directory, version=known.version, pid=known.pid) if known else None

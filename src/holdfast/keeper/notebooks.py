@@ -1,0 +1,173 @@
+"""Keeps forwards leading to their notebook servers, when those come back on another port or socket, or go.
+
+The servers are never asked: their files over there are read, after each reconnect, when a connection was refused
+(which the master's log tells), and while somebody waits for one that was gone. Until it is known who listens over
+there, and while it isn't ours, the guard has the port here: so no cookie is sent to a stranger, and a browser is
+shown the waiting room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shlex
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from holdfast.errors import HoldfastError
+from holdfast.jupyter import servers
+from holdfast.jupyter.servers import Found, Server
+from holdfast.keeper.forwarding import OpenForward, Withheld
+from holdfast.keeper.states import LinkState
+from holdfast.keeper.watch import elapsed
+from holdfast.openssh import session
+
+if TYPE_CHECKING:
+    from holdfast.keeper.link import Attempt, Link
+
+# Seconds from one look at the masters' logs to the next.
+PACE = 0.5
+# Seconds that the far side may take to tell which servers there are.
+PATIENCE = 15.0
+# The bounds of the seconds between looks for a server that somebody waits for.
+SHORTEST_PAUSE, LONGEST_PAUSE = 2.0, 15.0
+
+
+class Follower:
+    """Looks after the notebooks of all links. `decide` has the keeper's consumer run something; `tell` tells what
+    happened to a forward, in words."""
+
+    def __init__(
+        self,
+        links: Callable[[], Iterable[Link]],
+        decide: Callable[[Callable[[], object]], None],
+        tell: Callable[[OpenForward, str], None],
+    ) -> None:
+        self._links = links
+        self._decide = decide
+        self._tell = tell
+        self._looks: dict[Link, asyncio.Task[None]] = {}
+        # How much of its log was read, of the master that serves; when a link was last looked at, and since when
+        # one of its servers has been gone.
+        self._read: dict[Attempt, int] = {}
+        self._looked_at: dict[Link, float] = {}
+        self._gone_since: dict[Link, float] = {}
+        self._wanted = asyncio.Event()
+        self._tasks = asyncio.TaskGroup()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with self._tasks:
+            while True:
+                if not any(map(_notebooks, self._links())):
+                    await self._wanted.wait()
+                self._wanted.clear()
+                for link in self._links():
+                    if _notebooks(link) and self._is_due(link):
+                        self.look(link)
+                await asyncio.sleep(PACE)
+
+    def withhold(self, link: Link) -> None:
+        """From now on no master listens for the link's notebooks, until a look has told where they are."""
+        for own in _notebooks(link):
+            own.withheld = Withheld()
+
+    def look(self, link: Link) -> asyncio.Task[None] | None:
+        """Finds out where the link's notebooks are now; the task that does, None where there is nothing to do."""
+        self._wanted.set()
+        attempt = link.serving
+        if attempt is None or attempt.master is None or not _notebooks(link):
+            return None
+        if link not in self._looks:
+            task = self._looks[link] = self._tasks.create_task(self._look(link, attempt))
+            task.add_done_callback(lambda _: self._looks.pop(link, None))
+        return self._looks[link]
+
+    async def look_again(self, links: Iterable[Link]) -> None:
+        """Looks for those that were gone, and returns when that is known."""
+        gone = [link for link in links if any(own.withheld for own in _notebooks(link))]
+        tasks = [task for link in gone if (task := self.look(link))]
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def _is_due(self, link: Link) -> bool:
+        attempt = link.serving
+        if attempt is None or attempt.master is None or link.state is not LinkState.UP:
+            return False
+        size, before = attempt.master.log_size(), self._read.get(attempt, 0)
+        self._read = {attempt: read for attempt, read in self._read.items() if attempt in attempt.link.attempts}
+        self._read[attempt] = size
+        if size > before and "open failed" in attempt.master.read_log(before):
+            return True
+        if not any(own.withheld and own.guard and own.guard.waiting for own in _notebooks(link)):
+            return False
+        return elapsed() - self._looked_at.get(link, 0.0) >= pause(elapsed() - self._gone_since.get(link, 0.0))
+
+    async def _look(self, link: Link, attempt: Attempt) -> None:
+        assert attempt.master is not None
+        found = None
+        with contextlib.suppress(HoldfastError, OSError):
+            printed = await session.run(attempt.master.socket, servers.PROGRAM, link.host, PATIENCE)
+            found = servers.read(printed)
+        self._looked_at[link] = elapsed()
+        decided = asyncio.Event()
+
+        def decide() -> None:
+            if link.serving is attempt:
+                self._take(link, found)
+            decided.set()
+
+        self._decide(decide)
+        await decided.wait()
+
+    def _take(self, link: Link, found: Found | None) -> None:
+        """Has each notebook's forward lead to where it is; with no answer, to where it was."""
+        left = list(found.servers) if found else []
+        for own in sorted(_notebooks(link), key=lambda own: not _is_among(own, left)):
+            if found is None:
+                own.withheld = None
+                continue
+            assert own.notebook is not None
+            assert own.forward.target is not None
+            server = servers.successor(own.notebook, own.forward.target, left)
+            if server is None:
+                self._lose(link, own)
+            else:
+                left.remove(server)
+                self._lead(own, server)
+        if not any(own.withheld for own in _notebooks(link)):
+            self._gone_since.pop(link, None)
+        if link.ports is not None:
+            link.ports.open_wanted()
+
+    def _lose(self, link: Link, own: OpenForward) -> None:
+        assert own.notebook is not None
+        self._gone_since.setdefault(link, elapsed())
+        directory = own.notebook.directory
+        own.withheld = Withheld(
+            f"the notebook server in {directory} does not run on {link.host} any more",
+            "this goes on by itself when it does: "
+            f"holdfast jupyter {link.host} --start --dir {shlex.quote(directory)}",
+        )
+
+    def _lead(self, own: OpenForward, server: Server) -> None:
+        assert own.notebook is not None
+        own.withheld = None
+        if server.place != own.forward.target:
+            own.moves_to = server.place
+            self._tell(own, f"the notebook server in {server.directory} is at {server.place} now")
+        is_same = server.pid == own.notebook.pid
+        own.notebook = server.kept._replace(fingerprint=own.notebook.fingerprint if is_same else "")
+
+
+def pause(gone_for: float) -> float:
+    """Seconds until the next look for a server that has been gone for so many seconds, while somebody waits."""
+    return min(LONGEST_PAUSE, max(SHORTEST_PAUSE, gone_for / 10))
+
+
+def _notebooks(link: Link) -> list[OpenForward]:
+    return [own for own in link.forwards if own.notebook is not None]
+
+
+def _is_among(own: OpenForward, found: Iterable[Server]) -> bool:
+    return own.notebook is not None and any(server.pid == own.notebook.pid for server in found)
