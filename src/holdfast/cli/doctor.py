@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 
 from holdfast import client, paths
 from holdfast.cli import render
+from holdfast.cli.asking import Far, check_timeout, far, run_there, ssh_options
+from holdfast.cli.completing import complete_host
+from holdfast.cli.jupyter import reached_for_a_moment
 from holdfast.errors import Exit, HoldfastError
+from holdfast.jupyter import audit
 from holdfast.openssh import command, foreground
 from holdfast.version import __version__
+
+# Seconds that this machine may take to tell who is logged in.
+HERE = 10
 
 
 class Finding(NamedTuple):
@@ -22,16 +30,44 @@ class Finding(NamedTuple):
     hint: str = ""
 
 
-@click.command(short_help="check what holdfast needs on this machine")
-def doctor() -> int:
-    """Looks at ssh, the directories, the keeper and the versions: what is wrong, and how to mend it."""
-    findings = [*_versions(), *_directories(), *_keeper()]
+@click.command(short_help="check what holdfast needs here, or what others could do to you on a host")
+@click.argument("host", required=False, shell_complete=complete_host)
+@click.option("--timeout", default=60.0, show_default=True, help="seconds to wait for the connection to HOST")
+@ssh_options
+def doctor(host: str | None, timeout: float, **options: Any) -> int:
+    """Looks at ssh, the directories, the keeper and the versions: what is wrong, and how to mend it.
+
+    With HOST: who else is there, what of yours listens there, who could reach your notebooks and read what your
+    kernels say, and who could reach your forwards on this machine.
+    """
+    if host is None:
+        findings = [*_versions(), *_directories(), *_keeper()]
+    else:
+        check_timeout(timeout)
+        findings = [*_audit(far(host, options), timeout)]
     for finding in findings:
         mark = click.style("ok   ", fg="green") if finding.good else click.style("wrong", fg="red")
         click.echo(f"{mark}  {finding.text}", color=render.colour_allowed())
         if finding.hint:
             click.echo(f"       hint: {finding.hint}")
     return Exit.OK if all(finding.good for finding in findings) else Exit.FAILED
+
+
+def _audit(there: Far, timeout: float) -> Iterator[Finding]:
+    looked = audit.read(run_there(there, audit.PROGRAM, timeout))
+    open_wide = []
+    for server in looked.found.servers:
+        if server.password and not server.hub:
+            with reached_for_a_moment(there, server, timeout) as reached:
+                if reached.api.takes_empty_password():
+                    open_wide.append(server.pid)
+    for finding in audit.findings(looked, there.host, empty_passwords=open_wide):
+        yield Finding(not finding.risk, finding.text, finding.hint)
+    here = subprocess.run(
+        ["/bin/sh"], input=audit.PEOPLE, capture_output=True, text=True, timeout=HERE, check=False
+    )
+    for finding in audit.local_findings(audit.others(here.stdout)):
+        yield Finding(not finding.risk, finding.text, finding.hint)
 
 
 def _versions() -> Iterator[Finding]:

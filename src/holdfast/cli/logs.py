@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
-from holdfast import paths
+from holdfast import client, paths
+from holdfast.cli.asking import LONGEST_TIMEOUT, far, follow_there, run_there, ssh_options
 from holdfast.cli.completing import complete_tunnel
-from holdfast.control import check_name
-from holdfast.errors import HoldfastError
+from holdfast.control import Status, check_name
+from holdfast.errors import HoldfastError, UsageError
+from holdfast.jupyter import launch
 
 # Seconds between looks at a log that is followed.
 _LOOK = 0.2
@@ -21,8 +24,16 @@ _LOOK = 0.2
 @click.argument("names", nargs=-1, shell_complete=complete_tunnel)
 @click.option("-f", "--follow", is_flag=True, help="go on showing what happens, until Ctrl-C")
 @click.option("-n", "--lines", default=50, show_default=True, help="how many lines from the end")
-def logs(names: tuple[str, ...], follow: bool, lines: int) -> None:
-    """Shows the log of the tunnels named, or of all, in the order of time."""
+@click.option("--remote", is_flag=True, help="the log, over there, of the notebook server that holdfast started")
+@ssh_options
+def logs(names: tuple[str, ...], follow: bool, lines: int, remote: bool, **options: Any) -> None:
+    """Shows the log of the tunnels named, or of all, in the order of time.
+
+    With --remote, NAMES is one tunnel or host.
+    """
+    if remote:
+        _show_remote(names, options, lines, follow=follow)
+        return
     for name in names:
         check_name(name)
     files = {name: paths.logs_dir() / paths.log_name(name) for name in names or _all_names()}
@@ -36,6 +47,41 @@ def logs(names: tuple[str, ...], follow: bool, lines: int) -> None:
         click.echo(line)
     if follow:
         _follow(files, seen)
+
+
+def _show_remote(names: tuple[str, ...], options: dict[str, Any], lines: int, *, follow: bool) -> None:
+    """Raises HoldfastError."""
+    if len(names) != 1:
+        raise UsageError("name one tunnel or host", "as in holdfast logs lab --remote")
+    there = far(names[0], options)
+    program = launch.log_program(_notebook_of(names[0]), max(0, lines), follow=follow)
+    if follow:
+        follow_there(there, program, _show_log, LONGEST_TIMEOUT)
+        return
+    printed = run_there(there, program, timeout=60)
+    if printed.startswith("@none"):
+        raise HoldfastError(
+            f"no server that holdfast started has a log on {names[0]}",
+            f"start one: holdfast jupyter {names[0]} --start",
+        )
+    _show_log(printed)
+
+
+def _show_log(text: str) -> None:
+    click.echo(launch.without_tokens(text), nl=False)
+
+
+def _notebook_of(name: str) -> int | None:
+    """The pid of the server that the tunnel leads to, if it is known."""
+    if not client.something_is_wanted():
+        return None
+    pids = [
+        forward["notebook"]["pid"]
+        for tunnel in client.ask(Status(()), timeout=30)
+        for forward in tunnel["forwards"]
+        if forward["notebook"] and name in (tunnel["name"], tunnel["host"])
+    ]
+    return pids[0] if pids else None
 
 
 def _all_names() -> list[str]:

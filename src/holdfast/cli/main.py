@@ -22,6 +22,8 @@ COMMANDS = {
     "status": "holdfast.cli.status:status",
     "down": "holdfast.cli.up:down",
     "restart": "holdfast.cli.up:restart",
+    "jupyter": "holdfast.cli.jupyter:jupyter",
+    "open": "holdfast.cli.jupyter:open_again",
     "logs": "holdfast.cli.logs:logs",
     "alias": "holdfast.cli.shell:alias",
     "completion": "holdfast.cli.shell:completion",

@@ -6,10 +6,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import click
 
 from holdfast.control import ForwardStatus, TunnelStatus
+
+if TYPE_CHECKING:
+    from holdfast.jupyter.servers import Server
 
 _COLOURS = {
     "up": "green",
@@ -19,6 +23,7 @@ _COLOURS = {
     "stalled": "yellow",
     "needs login": "magenta",
 }
+_SERVER_HEADINGS = ("DIRECTORY", "AT", "OVER", "LOGIN", "VERSION", "PID")
 _HEADINGS = ("NAME", "STATE", "FORWARD", "HOST", "SINCE", "RTT", "DROPS")
 _NO_FAST_PATH = (
     "lets no session be opened, so the fast path is not available: small replies may take 40 ms (sshd before 10.1)"
@@ -53,6 +58,29 @@ def remarks(tunnel: TunnelStatus, now: datetime) -> Iterator[str]:
         yield f"{tunnel['host']} {_NO_FAST_PATH}"
     if tunnel["adopted"]:
         yield _dim("over the master that you started yourself")
+
+
+def servers_table(servers: Sequence[Server]) -> str:
+    """Notebook servers, one a row."""
+    rows = [
+        (
+            server.directory,
+            str(server.place),
+            "TLS" if server.secure else "socket" if server.place.path else "TCP",
+            "token" if server.token else "password" if server.password else "none",
+            server.version or "-",
+            str(server.pid),
+        )
+        for server in servers
+    ]
+    widths = [
+        max(len(row[column]) for row in [_SERVER_HEADINGS, *rows]) for column in range(len(_SERVER_HEADINGS))
+    ]
+    lines = [
+        "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+    heading = "  ".join(f"{cell:{width}}" for cell, width in zip(_SERVER_HEADINGS, widths, strict=True)).rstrip()
+    return "\n".join([_dim(heading), *lines])
 
 
 def forward_line(forward: ForwardStatus, host: str) -> str:

@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Sequence
-from datetime import datetime
-from pathlib import Path
+from typing import Any
 
 import click
 
 from holdfast import client
-from holdfast.cli import render
+from holdfast.cli import people, render
+from holdfast.cli.asking import WORKS, ask, at_terminal, check_timeout, environment, far, now, ssh_options
 from holdfast.cli.completing import complete_host, complete_tunnel
 from holdfast.cli.main import complain
-from holdfast.control import (
-    ENVIRONMENT,
-    Down,
-    LoginOrder,
-    Restart,
-    TunnelStatus,
-    Up,
-    check_host,
-    check_name,
-    check_options,
-    check_upkeep,
-    encode_forward,
-)
-from holdfast.errors import Exit, HoldfastError, UsageError
+from holdfast.control import Down, Restart, TunnelStatus, Up, check_name, check_upkeep, encode_forward
+from holdfast.errors import Exit, UsageError
 from holdfast.forward import Forward, Kind, parse
-
-WORKS = ("up", "no service")
-LONGEST_TIMEOUT = 86400.0
 
 
 @click.command(short_help="bring a tunnel up, or add forwards to it")
@@ -51,12 +34,7 @@ LONGEST_TIMEOUT = 86400.0
 @click.option("--notify/--no-notify", default=None, help="tell of loss and return on the desktop")
 @click.option("--expose", is_flag=True, help="allow listening on addresses that other machines can reach")
 @click.option("--json", "as_json", is_flag=True, help="print the tunnel's status as JSON")
-@click.option("-F", "config", metavar="FILE", help="ssh's: the configuration file")
-@click.option("-o", "settings", multiple=True, metavar="OPTION=VALUE", help="ssh's: any option of ssh_config")
-@click.option("-p", "port", metavar="PORT", help="ssh's: the port of its sshd")
-@click.option("-i", "identities", multiple=True, metavar="FILE", help="ssh's: the key")
-@click.option("-J", "jump", metavar="HOST", help="ssh's: the jump host")
-@click.option("-l", "login", metavar="USER", help="ssh's: the user over there")
+@ssh_options
 def up(
     host: str,
     forwards: tuple[str, ...],
@@ -73,12 +51,7 @@ def up(
     notify: bool | None,
     expose: bool,
     as_json: bool,
-    config: str | None,
-    settings: tuple[str, ...],
-    port: str | None,
-    identities: tuple[str, ...],
-    jump: str | None,
-    login: str | None,
+    **options: Any,
 ) -> int:
     """Brings the tunnel to HOST up, waits until it is proven, and prints where each forward is.
 
@@ -92,31 +65,27 @@ def up(
     wanted += [parse(text, Kind.REMOTE) for text in remote]
     wanted += [parse(text, Kind.DYNAMIC) for text in dynamic]
     _check_twice(wanted)
-    options = _options(
-        ("-F", [config] if config else []),
-        ("-o", settings),
-        ("-p", [port] if port else []),
-        ("-i", identities),
-        ("-J", [jump] if jump else []),
-        ("-l", [login] if login else []),
-    )
-    _check_timeout(timeout)
+    there = far(host, options)
+    check_timeout(timeout)
     upkeep = {"http": http, "hold": hold, "hold_for": hold_for, "switch": switch, "notify": notify}
     said = {name: int(value) for name, value in upkeep.items() if value is not None}
     check_upkeep(said)
     request = Up(
-        host=check_host(host),
+        host=there.host,
         name=check_name(name) if name else "",
-        options=check_options(options),
+        options=there.options,
         forwards=tuple(encode_forward(forward) for forward in wanted),
-        environment=_environment(),
-        terminal=_at_terminal(),
+        environment=environment(),
+        terminal=at_terminal(),
         wait=not no_wait,
         expose=expose,
         upkeep=said,
     )
-    tunnels = _ask(request, name or host, timeout)
-    return _report(tunnels, as_json=as_json, waited=not no_wait)
+    tunnels = ask(request, name or host, timeout)
+    code = _report(tunnels, as_json=as_json, waited=not no_wait)
+    if not no_wait:
+        people.tell_of(tunnels[0])
+    return code
 
 
 @click.command(short_help="take tunnels down, or some of their forwards")
@@ -150,57 +119,9 @@ def down(words: tuple[str, ...], everything: bool) -> int:
 @click.option("--json", "as_json", is_flag=True, help="print their status as JSON")
 def restart(names: tuple[str, ...], timeout: float, as_json: bool) -> int:
     """Ends the connection of each tunnel and makes a new one; what it carries breaks off."""
-    _check_timeout(timeout)
-    tunnels = _ask(Restart(names, _environment(), _at_terminal()), names[0], timeout)
+    check_timeout(timeout)
+    tunnels = ask(Restart(names, environment(), at_terminal()), names[0], timeout)
     return _report(tunnels, as_json=as_json, waited=True)
-
-
-def _ask(request: Up | Restart, name: str, timeout: float) -> list[TunnelStatus]:
-    """The keeper's answer, telling meanwhile what is waited for. Raises HoldfastError when it takes too long."""
-    waiting = _Waiting()
-    try:
-        return client.ask(request, timeout=timeout, progress=waiting.show, log_in=waiting.log_in, notice=complain)
-    except TimeoutError:
-        raise waiting.overdue(name, timeout) from None
-    finally:
-        waiting.clear()
-
-
-class _Waiting:
-    """Tells what is being waited for: one line that is rewritten in a terminal, each news once elsewhere."""
-
-    def __init__(self) -> None:
-        self._rewrites = sys.stderr.isatty()
-        self._last: TunnelStatus | None = None
-        self._told = ""
-
-    def show(self, tunnel: TunnelStatus) -> None:
-        self._last = tunnel
-        if tunnel["state"] in WORKS:  # only a further forward is waited for
-            return
-        if self._rewrites:
-            click.echo(f"\r\033[K{render.waiting_line(tunnel, _now())}", err=True, nl=False)
-        elif tunnel["reason"] and tunnel["reason"] != self._told:
-            self._told = tunnel["reason"]
-            complain(render.waiting_line(tunnel, _now()))
-
-    def log_in(self, order: LoginOrder) -> int:
-        from holdfast.openssh.foreground import log_in
-
-        self.clear()
-        return log_in(order["argv"], Path(order["log"]))
-
-    def clear(self) -> None:
-        if self._rewrites and self._last is not None:
-            click.echo("\r\033[K", err=True, nl=False)
-
-    def overdue(self, name: str, timeout: float) -> HoldfastError:
-        name = self._last["name"] if self._last else name
-        why = render.waiting_line(self._last, _now()) if self._last else f"{name} is not up"
-        return HoldfastError(
-            f"{why}, after {timeout:g} s",
-            f"it goes on trying: holdfast status {name}; to give up: holdfast down {name}",
-        )
 
 
 def _report(tunnels: Sequence[TunnelStatus], *, as_json: bool, waited: bool) -> int:
@@ -214,7 +135,7 @@ def _report(tunnels: Sequence[TunnelStatus], *, as_json: bool, waited: bool) -> 
         if waited and tunnel["state"] != "up":
             code = max(code, _complain_of(tunnel))
         elif tunnel["fast_path"] is False:
-            complain(next(iter(render.remarks(tunnel, _now()))))
+            complain(next(iter(render.remarks(tunnel, now()))))
     return code
 
 
@@ -229,13 +150,6 @@ def _complain_of(tunnel: TunnelStatus) -> Exit:
     return Exit.NEEDS_LOGIN if tunnel["state"] == "needs login" else Exit.FAILED
 
 
-def _check_timeout(seconds: float) -> None:
-    if not 0 < seconds <= LONGEST_TIMEOUT:
-        raise UsageError(
-            f"the time-out is {seconds:g} seconds", "give more than 0 and at most a day: --timeout 30"
-        )
-
-
 def _check_twice(forwards: Sequence[Forward]) -> None:
     for place, forward in enumerate(forwards):
         taken = {listen for other in forwards[:place] if other.kind == forward.kind for listen in other.listeners}
@@ -243,29 +157,6 @@ def _check_twice(forwards: Sequence[Forward]) -> None:
             raise UsageError(f"{forward.listen} is named twice", "each forward needs a port of its own")
 
 
-def _options(*given: tuple[str, Sequence[str]]) -> tuple[str, ...]:
-    """ssh's options as words. Files are made absolute: the keeper doesn't run in this folder."""
-    words: list[str] = []
-    for flag, values in given:
-        for value in values:
-            is_file = flag in ("-F", "-i") and value != "none" and Path(value).exists()
-            words += [flag, str(Path(value).absolute()) if is_file else value]
-    return tuple(words)
-
-
 def _is_listen(word: str) -> bool:
     """Whether `word` names a forward's listening end rather than a tunnel."""
     return word.isdigit() or word.startswith("/") or ":" in word
-
-
-def _environment() -> dict[str, str]:
-    return {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-
-
-def _at_terminal() -> bool:
-    """Whether a person can be asked something here: ssh asks on the terminal, whatever stdout is."""
-    return sys.stdin.isatty() and sys.stderr.isatty()
-
-
-def _now() -> datetime:
-    return datetime.now().astimezone()

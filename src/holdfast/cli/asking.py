@@ -1,0 +1,188 @@
+"""Asks the keeper, at a terminal or without one: what is waited for is told, and a person can log in."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import click
+
+from holdfast import client
+from holdfast.cli import render
+from holdfast.cli.main import complain
+from holdfast.control import (
+    ENVIRONMENT,
+    LoginOrder,
+    Restart,
+    Run,
+    TunnelStatus,
+    Up,
+    check_host,
+    check_options,
+)
+from holdfast.errors import HoldfastError, UsageError
+from holdfast.openssh import script
+
+# The states in which a tunnel's connection can be used.
+WORKS = ("up", "no service")
+LONGEST_TIMEOUT = 86400.0
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Far(NamedTuple):
+    """A host, and ssh's options for it, as words: both checked."""
+
+    host: str
+    options: tuple[str, ...]
+
+
+def ssh_options(command: Command) -> Command:
+    """Adds ssh's own options to a command; `far` makes something of what it is then given."""
+    for option in (
+        click.option("-l", "login", metavar="USER", help="ssh's: the user over there"),
+        click.option("-J", "jump", metavar="HOST", help="ssh's: the jump host"),
+        click.option("-i", "identities", multiple=True, metavar="FILE", help="ssh's: the key"),
+        click.option("-p", "ssh_port", metavar="PORT", help="ssh's: the port of its sshd"),
+        click.option("-o", "settings", multiple=True, metavar="OPTION=VALUE", help="ssh's: any of ssh_config"),
+        click.option("-F", "config", metavar="FILE", help="ssh's: the configuration file"),
+    ):
+        command = option(command)
+    return command
+
+
+def far(host: str, given: dict[str, Any]) -> Far:
+    """What the command line's HOST and the values of `ssh_options` name. Raises UsageError."""
+    words: list[str] = []
+    for flag, name in (
+        ("-F", "config"),
+        ("-o", "settings"),
+        ("-p", "ssh_port"),
+        ("-i", "identities"),
+        ("-J", "jump"),
+        ("-l", "login"),
+    ):
+        value = given[name]
+        for text in value if isinstance(value, tuple) else [value] if value else []:
+            # Files are made absolute: the keeper doesn't run in this folder.
+            is_file = flag in ("-F", "-i") and text != "none" and Path(text).exists()
+            words += [flag, str(Path(text).absolute()) if is_file else text]
+    return Far(check_host(host), check_options(tuple(words)))
+
+
+def ask(
+    request: Up | Restart | Run, name: str, timeout: float, output: Callable[[str], None] = lambda _: None
+) -> list[TunnelStatus]:
+    """The keeper's answer, telling meanwhile what is waited for. Raises HoldfastError when it takes too long."""
+    waiting = _Waiting()
+    try:
+        return client.ask(
+            request,
+            timeout=timeout,
+            progress=waiting.show,
+            log_in=waiting.log_in,
+            notice=complain,
+            output=output,
+        )
+    except TimeoutError:
+        raise waiting.overdue(name, timeout) from None
+    finally:
+        waiting.clear()
+
+
+def run_there(there: Far, program: str, timeout: float, seconds: int = 20) -> str:
+    """What `program` printed on that host, reached within `timeout` seconds, and run within `seconds`.
+
+    Raises HoldfastError.
+    """
+    mark = secrets.token_hex(8)
+    printed: list[str] = []
+    ask(_run(there, script.wrap(program, mark), seconds, keep_input=False), there.host, timeout, printed.append)
+    return script.unwrap("".join(printed), mark, there.host)
+
+
+def follow_there(there: Far, program: str, show: Callable[[str], None], timeout: float) -> None:
+    """Hands on what `program` prints as it comes, until Ctrl-C. Raises HoldfastError."""
+    mark = secrets.token_hex(8)
+    begin = script.begin_of(mark)
+    seen = ""
+
+    def take(text: str) -> None:
+        nonlocal seen
+        if begin in seen:
+            show(text)
+            return
+        seen += text
+        if begin in seen:
+            show(seen.partition(begin)[2])
+
+    request = _run(there, script.wrap(program, mark, until_hung_up=True), int(LONGEST_TIMEOUT), keep_input=True)
+    ask(request, there.host, timeout, take)
+
+
+def _run(there: Far, wrapped: str, seconds: int, *, keep_input: bool) -> Run:
+    return Run(there.host, there.options, environment(), at_terminal(), wrapped, seconds, keep_input)
+
+
+def environment() -> dict[str, str]:
+    """What ssh needs of this session."""
+    return {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+
+
+def at_terminal() -> bool:
+    """Whether a person can be asked something here: ssh asks on the terminal, whatever stdout is."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def check_timeout(seconds: float) -> None:
+    """Raises UsageError."""
+    if not 0 < seconds <= LONGEST_TIMEOUT:
+        raise UsageError(
+            f"the time-out is {seconds:g} seconds", "give more than 0 and at most a day: --timeout 30"
+        )
+
+
+def now() -> datetime:
+    return datetime.now().astimezone()
+
+
+class _Waiting:
+    """Tells what is being waited for: one line that is rewritten in a terminal, each news once elsewhere."""
+
+    def __init__(self) -> None:
+        self._rewrites = sys.stderr.isatty()
+        self._last: TunnelStatus | None = None
+        self._told = ""
+
+    def show(self, tunnel: TunnelStatus) -> None:
+        self._last = tunnel
+        if tunnel["state"] in WORKS:  # only a further forward is waited for
+            return
+        if self._rewrites:
+            click.echo(f"\r\033[K{render.waiting_line(tunnel, now())}", err=True, nl=False)
+        elif tunnel["reason"] and tunnel["reason"] != self._told:
+            self._told = tunnel["reason"]
+            complain(render.waiting_line(tunnel, now()))
+
+    def log_in(self, order: LoginOrder) -> int:
+        from holdfast.openssh.foreground import log_in
+
+        self.clear()
+        return log_in(order["argv"], Path(order["log"]))
+
+    def clear(self) -> None:
+        if self._rewrites and self._last is not None:
+            click.echo("\r\033[K", err=True, nl=False)
+
+    def overdue(self, name: str, timeout: float) -> HoldfastError:
+        name = self._last["name"] if self._last else name
+        why = render.waiting_line(self._last, now()) if self._last else f"{name} is not up"
+        return HoldfastError(
+            f"{why}, after {timeout:g} s",
+            f"it goes on trying: holdfast status {name}; to give up: holdfast down {name}",
+        )

@@ -1,0 +1,384 @@
+"""`jupyter` and `open`: notebook servers over there, found or started, and opened here."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import click
+
+from holdfast import client, lock, paths
+from holdfast.cli import browser, render
+from holdfast.cli.asking import Far, ask, at_terminal, check_timeout, environment, far, run_there, ssh_options
+from holdfast.cli.completing import complete_host, complete_tunnel
+from holdfast.cli.main import complain
+from holdfast.control import Down, Status, TunnelStatus, Up, encode_forward
+from holdfast.errors import Exit, HoldfastError, UsageError
+from holdfast.forward import Address, Forward, Kind, parse_address
+from holdfast.jupyter import audit, launch, servers
+from holdfast.jupyter.api import Api
+from holdfast.jupyter.launch import Started, Wish
+from holdfast.jupyter.servers import Found, Server
+
+_NAMES = {"lab": "JupyterLab", "notebook": "Jupyter Notebook", "server": "Jupyter Server"}
+# Looks for a server that has just announced itself: its file may not be whole yet.
+_LOOKS = 5
+
+
+class Reached(NamedTuple):
+    """A server, behind a forward of a tunnel."""
+
+    server: Server
+    tunnel: TunnelStatus
+    listen: Address
+    api: Api
+
+    @property
+    def url(self) -> str:
+        return f"{'https' if self.server.secure else 'http'}://{self.listen}"
+
+
+@click.command(short_help="the notebook server on a host: found or started, and opened")
+@click.argument("host", shell_complete=complete_host)
+@click.option("--list", "listing", is_flag=True, help="list your servers over there")
+@click.option("--json", "as_json", is_flag=True, help="with --list: as JSON, tokens and all")
+@click.option("--port", type=click.IntRange(1, 65535), help="the server on that port over there")
+@click.option("--dir", "directory", default="", metavar="PATH", help="the server in that directory over there")
+@click.option("--start", is_flag=True, help="start one, unless one runs in that directory")
+@click.option("--env", "env", default="", metavar="KIND:NAME", help="in conda:, venv:, pixi:, uv: or module:NAME")
+@click.option("--command", "app", type=click.Choice(launch.APPS), help="what to start (the first that is there)")
+@click.option("--tls", is_flag=True, help="have it listen on TCP, with a certificate of its own")
+@click.option("--tcp", is_flag=True, help="have it listen on TCP, in the clear")
+@click.option("--stop", is_flag=True, help="end the server over there")
+@click.option("--force", is_flag=True, help="with --stop: although kernels are busy")
+@click.option("--connect", is_flag=True, help="print what editors and consoles need to use its kernels")
+@click.option("--no-browser", is_flag=True, help="only print the URL")
+@click.option("--app", "as_app", is_flag=True, help="open it in a Chromium window of its own")
+@click.option("--timeout", default=60.0, show_default=True, help="seconds to wait for the connection")
+@ssh_options
+def jupyter(
+    host: str,
+    listing: bool,
+    as_json: bool,
+    port: int | None,
+    directory: str,
+    start: bool,
+    env: str,
+    app: str | None,
+    tls: bool,
+    tcp: bool,
+    stop: bool,
+    force: bool,
+    connect: bool,
+    no_browser: bool,
+    as_app: bool,
+    timeout: float,
+    **options: Any,
+) -> int:
+    """Finds your notebook server on HOST, brings a tunnel to it up, and opens it in the browser.
+
+    With --start one is started if none runs in that directory: in its own process, which outlives the connection,
+    on a Unix socket that nobody else over there can reach.
+    """
+    there = far(host, options)
+    check_timeout(timeout)
+    launch.check_directory(directory)
+    _check_together(start=start, env=env, app=app, tls=tls, tcp=tcp, stop=stop, force=force, as_json=as_json)
+    if env:
+        launch.check_environment(env)
+    if listing or as_json:
+        return _list(find(there, timeout), host, as_json=as_json)
+    if stop:
+        return _stop(there, _choose(find(there, timeout), host, port, directory), timeout, force=force)
+    fingerprint = ""
+    if start:
+        wish = Wish(directory, env, app or "", "tls" if tls else "tcp" if tcp else "socket")
+        server, fingerprint = _find_or_start(there, wish, timeout)
+    else:
+        found = find(there, timeout)
+        if not servers.matching(found.servers, port, directory) and not port and _wants_one(found, host):
+            server, fingerprint = _find_or_start(there, Wish(directory), timeout)
+        else:
+            server = _choose(found, host, port, directory)
+    reached = reach(there, server, timeout, fingerprint)
+    if connect:
+        return _connect(reached)
+    return _open(reached, timeout, no_browser=no_browser, as_app=as_app)
+
+
+@click.command("open", short_help="open a tunnel's notebook in the browser again")
+@click.argument("name", shell_complete=complete_tunnel)
+@click.option("--no-browser", is_flag=True, help="only print the URL")
+@click.option("--app", "as_app", is_flag=True, help="open it in a Chromium window of its own")
+@click.option("--timeout", default=60.0, show_default=True, help="seconds to wait for the connection")
+def open_again(name: str, no_browser: bool, as_app: bool, timeout: float) -> int:
+    """Opens what the tunnel NAME leads to; a notebook with its token, which is asked for over there each time."""
+    check_timeout(timeout)
+    tunnel = _brought_up(name, timeout)
+    there = Far(tunnel["name"], ())
+    pages = [forward for forward in tunnel["forwards"] if forward["url"]]
+    notebooks = [forward for forward in pages if forward["notebook"]]
+    if not pages:
+        raise HoldfastError(f"the tunnel '{name}' has nothing for a browser", f"holdfast status {name}")
+    if not notebooks:
+        return _show(str(pages[0]["url"]), no_browser=no_browser, as_app=as_app)
+    found = find(there, timeout)
+    pids = [forward["notebook"]["pid"] for forward in notebooks if forward["notebook"]]
+    live = [server for server in found.servers if server.pid in pids]
+    if not live:
+        reason = notebooks[0]["reason"] or f"the notebook server does not run on {tunnel['host']} any more"
+        raise HoldfastError(reason, notebooks[0]["hint"] or f"holdfast jupyter {tunnel['host']} --start")
+    server = _choose(Found(tuple(live), 0, 0, found.home), tunnel["host"], None, "")
+    return _open(reach(there, server, timeout), timeout, no_browser=no_browser, as_app=as_app)
+
+
+def find(there: Far, timeout: float) -> Found:
+    """Your servers over there. Raises HoldfastError."""
+    return servers.read(run_there(there, servers.PROGRAM, timeout))
+
+
+def reach(there: Far, server: Server, timeout: float, fingerprint: str = "") -> Reached:
+    """Brings a forward to the server up, or finds the one that there is. Raises HoldfastError."""
+    if server.hub:
+        raise HoldfastError(
+            f"the server in {server.directory} on {there.host} "
+            "belongs to a JupyterHub, and only that can log you in",
+            "open it at the hub's own address; a server beside it: holdfast jupyter HOST --start",
+        )
+    forward = Forward(Kind.LOCAL, Address("localhost"), server.place)
+    request = Up(
+        host=there.host,
+        name="",
+        options=there.options,
+        forwards=(encode_forward(forward),),
+        environment=environment(),
+        terminal=at_terminal(),
+        wait=True,
+        expose=False,
+        notebook=server.kept._replace(fingerprint=fingerprint).encode(),
+    )
+    (tunnel,) = ask(request, there.host, timeout)
+    own = next(one for one in tunnel["forwards"] if one["notebook"] and one["notebook"]["pid"] == server.pid)
+    if own["state"] not in ("up", "no service", "connecting"):
+        hint = f"holdfast jupyter {there.host} --stop, then --start --tls" if server.place.path else own["hint"]
+        raise HoldfastError(own["reason"] or f"the tunnel to {server.place} is {own['state']}", hint or "")
+    listen = parse_address(own["listen"])
+    api = Api(listen.port, server.base_url, server.token, secure=server.secure, fingerprint=fingerprint)
+    return Reached(server, tunnel, listen, api)
+
+
+@contextlib.contextmanager
+def reached_for_a_moment(there: Far, server: Server, timeout: float) -> Iterator[Reached]:
+    """`reach`; the forward goes again, unless it was there before."""
+    known = client.ask(Status(()), timeout=timeout) if client.something_is_wanted() else []
+    before = any(
+        forward["notebook"] and forward["notebook"]["pid"] == server.pid
+        for tunnel in known
+        for forward in tunnel["forwards"]
+    )
+    reached = reach(there, server, timeout)
+    try:
+        yield reached
+    finally:
+        if not before:
+            _take_down(reached, timeout)
+
+
+def _take_down(reached: Reached, timeout: float) -> None:
+    client.ask(Down((reached.tunnel["name"],), (str(reached.listen.port),), False), timeout=timeout)
+
+
+def _open(reached: Reached, timeout: float, *, no_browser: bool, as_app: bool) -> int:
+    reached.api.wait_for_answer(timeout)
+    server = reached.server
+    page = f"{reached.url}{reached.api.landing_page()}"
+    if server.password and not server.token:
+        complain(f"the server in {server.directory} asks for the password that you gave it")
+    return _show(f"{page}?token={quote(server.token)}" if server.token else page, no_browser, as_app)
+
+
+def _show(url: str, no_browser: bool, as_app: bool) -> int:
+    click.echo(url)
+    if not no_browser and browser.is_there() and not browser.open_page(url, as_app=as_app):
+        complain("no browser has taken it", "open the URL above yourself")
+    return Exit.OK
+
+
+def _list(found: Found, host: str, *, as_json: bool) -> int:
+    if as_json:
+        records = [
+            {
+                "url": server.kept.url(server.place) if server.place.port else None,
+                "base_url": server.base_url,
+                "port": server.place.port or None,
+                "socket": server.place.path or None,
+                "address": server.place.host or None,
+                "secure": server.secure,
+                "token": server.token,
+                "password": server.password,
+                "directory": server.directory,
+                "version": server.version or None,
+                "pid": server.pid,
+                "hub": server.hub,
+            }
+            for server in found.servers
+        ]
+        click.echo(json.dumps({"version": 1, "servers": records}))
+    elif found.servers:
+        click.echo(render.servers_table(found.servers), color=render.colour_allowed())
+    else:
+        complain(f"no notebook server of yours runs on {host}", f"holdfast jupyter {host} --start")
+    if found.strange:
+        complain(
+            f"{found.strange} more can't be used: what listens at their address is not known to be yours",
+            f"holdfast doctor {host}",
+        )
+    return Exit.OK
+
+
+def _choose(found: Found, host: str, port: int | None, directory: str) -> Server:
+    """The one server that is meant, by asking if need be. Raises HoldfastError."""
+    chosen = servers.matching(found.servers, port, directory)
+    if len(chosen) == 1:
+        return chosen[0]
+    if not chosen:
+        where = f" on port {port}" if port else f" in {directory}" if directory else ""
+        others = f"; there are {len(found.servers)} others" if found.servers else ""
+        hint = f"holdfast jupyter {host} --list" if found.servers else f"holdfast jupyter {host} --start"
+        raise HoldfastError(f"no notebook server of yours runs on {host}{where}{others}", hint)
+    if not at_terminal():
+        which = ", ".join(_way_to(server) for server in chosen)
+        raise UsageError(f"{len(chosen)} notebook servers of yours run on {host}", f"say which: {which}")
+    for number, server in enumerate(chosen, 1):
+        click.echo(f"{number}  {server.directory}  ({server.place})", err=True)
+    number = click.prompt("which one", type=click.IntRange(1, len(chosen)), err=True)
+    return chosen[number - 1]
+
+
+def _way_to(server: Server) -> str:
+    return f"--port {server.place.port}" if server.place.port else f"--dir {server.directory}"
+
+
+def _wants_one(found: Found, host: str) -> bool:
+    """Whether the user, asked, has a server started where none runs."""
+    return (
+        not found.servers
+        and at_terminal()
+        and click.confirm(f"no notebook server of yours runs on {host}: start one?", default=True, err=True)
+    )
+
+
+def _find_or_start(there: Far, wish: Wish, timeout: float) -> tuple[Server, str]:
+    """The server that runs in the wished directory, or a new one; and its certificate's fingerprint, if new.
+
+    One at a time: of two commands at once, one starts it and the other finds it.
+    """
+    held = lock.acquire(paths.state_dir() / "jupyter-start.lock", timeout + launch.STARTING)
+    if held is None:
+        raise HoldfastError("another holdfast command is starting a server", "try again")
+    try:
+        found = find(there, timeout)
+        running = servers.matching(found.servers, None, wish.directory or found.home)
+        if running:
+            complain(f"a notebook server runs in {running[0].directory} on {there.host} already")
+            return running[0], ""
+        if not found.servers:
+            complain(f"starting a notebook server on {there.host}")
+        printed = run_there(there, launch.start_program(wish), timeout, launch.STARTING)
+        started = launch.read_started(printed, there.host, wish)
+        _tell_of(started, there.host)
+        for _ in range(_LOOKS):
+            found = find(there, timeout)
+            for server in found.servers:
+                if server.pid == started.pid:
+                    return server, started.fingerprint
+        raise HoldfastError(
+            f"the server was started on {there.host}, and can't be found again",
+            f"what it says: holdfast logs {there.host} --remote",
+        )
+    finally:
+        os.close(held)
+
+
+def _tell_of(started: Started, host: str) -> None:
+    where = {"socket": "a Unix socket that only you can reach", "tls": "TCP with TLS", "tcp": "TCP in the clear"}
+    complain(
+        f"started {_NAMES[started.app]} {started.version} from {started.environment}, on {where[started.kind]}; "
+        f"to end it: holdfast jupyter {host} --stop"
+    )
+    if started.kind == "tcp":
+        complain(f"it listens on plain TCP: {audit.TCP_RISK}", f"holdfast doctor {host} tells more")
+    if started.fingerprint:
+        complain(f"your browser will not know its certificate; its SHA-256 is {started.fingerprint}")
+    if started.warning:
+        complain(started.warning, f"ask for permission to stay: ssh {host} loginctl enable-linger")
+
+
+def _stop(there: Far, server: Server, timeout: float, *, force: bool) -> int:
+    with contextlib.ExitStack() as stack:
+        reached = stack.enter_context(reached_for_a_moment(there, server, timeout))
+        reached.api.wait_for_answer(timeout)
+        if not force:
+            _check_idle(reached.api, there.host)
+        has_agreed = bool(server.token) and reached.api.shut_down()
+        printed = run_there(there, launch.end_program(server.pid, signal=not has_agreed), timeout)
+        if "@ended" not in printed:
+            raise HoldfastError(
+                f"the server in {server.directory} on {there.host} does not end",
+                f"ssh {there.host} kill {server.pid}",
+            )
+    with contextlib.suppress(UsageError, HoldfastError):  # it has gone with the moment
+        _take_down(reached, timeout)
+    click.echo(f"the notebook server in {server.directory} on {there.host} has ended")
+    return Exit.OK
+
+
+def _check_idle(api: Api, host: str) -> None:
+    """Raises HoldfastError where ending the server would end work."""
+    busy = [kernel for kernel in api.kernels() if kernel.state == "busy"]
+    if busy:
+        names = ", ".join(kernel.name for kernel in busy)
+        kernels = "1 kernel is" if len(busy) == 1 else f"{len(busy)} kernels are"
+        raise HoldfastError(
+            f"{kernels} busy ({names}), and would lose their work",
+            f"end it all the same: holdfast jupyter {host} --stop --force",
+        )
+
+
+def _connect(reached: Reached) -> int:
+    reached.api.wait_for_answer(10)
+    server = reached.server
+    url = f"{reached.url}{server.base_url}"
+    click.echo(f"VS Code    Select Kernel > Existing Jupyter Server > {url}?token={quote(server.token)}")
+    click.echo(f"PyCharm    Jupyter > Add Connection > Configured Server > {url}?token={quote(server.token)}")
+    click.echo(f"Python     jupyter_kernel_client, or any client of Jupyter's REST API: {url}")
+    return Exit.OK
+
+
+def _brought_up(name: str, timeout: float) -> TunnelStatus:
+    """The tunnel, brought up again if it was taken down. Raises HoldfastError."""
+    try:
+        (tunnel,) = client.ask(Status((name,)), timeout=timeout, notice=complain)
+    except HoldfastError as error:
+        if error.exit_code != Exit.NOT_UP:
+            raise
+        request = Up(name, "", (), (), environment(), at_terminal(), True, False)
+        (tunnel,) = ask(request, name, timeout)
+    return tunnel
+
+
+def _check_together(**given: Any) -> None:
+    """Raises UsageError for options that make no sense without another, or with it."""
+    if given["stop"] and given["start"]:
+        raise UsageError("--start and --stop are two commands", "stop it first, then start it")
+    if given["tls"] and given["tcp"]:
+        raise UsageError("--tls and --tcp exclude each other", "leave both out for a Unix socket")
+    for option, name in (("--env", "env"), ("--command", "app"), ("--tls", "tls"), ("--tcp", "tcp")):
+        if given[name] and not given["start"]:
+            raise UsageError(f"{option} is about a server that is started", f"add --start, or leave {option} out")
+    if given["force"] and not given["stop"]:
+        raise UsageError("--force is about a server that is stopped", "add --stop, or leave --force out")
