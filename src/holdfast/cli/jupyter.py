@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -19,8 +21,8 @@ from holdfast.cli.main import complain
 from holdfast.control import Down, Status, TunnelStatus, Up, encode_forward
 from holdfast.errors import Exit, HoldfastError, UsageError
 from holdfast.forward import Address, Forward, Kind, parse_address
-from holdfast.jupyter import audit, launch, servers
-from holdfast.jupyter.api import Api
+from holdfast.jupyter import audit, kernels, launch, servers
+from holdfast.jupyter.api import Api, Kernel
 from holdfast.jupyter.launch import Started, Wish
 from holdfast.jupyter.servers import Found, Server
 
@@ -94,19 +96,18 @@ def jupyter(
         return _list(find(there, timeout), host, as_json=as_json)
     if stop:
         return _stop(there, _choose(find(there, timeout), host, port, directory), timeout, force=force)
-    fingerprint = ""
     if start:
         wish = Wish(directory, env, app or "", "tls" if tls else "tcp" if tcp else "socket")
-        server, fingerprint = _find_or_start(there, wish, timeout)
+        server = _find_or_start(there, wish, timeout)
     else:
         found = find(there, timeout)
         if not servers.matching(found.servers, port, directory) and not port and _wants_one(found, host):
-            server, fingerprint = _find_or_start(there, Wish(directory), timeout)
+            server = _find_or_start(there, Wish(directory), timeout)
         else:
             server = _choose(found, host, port, directory)
-    reached = reach(there, server, timeout, fingerprint)
+    reached = reach(there, server, timeout)
     if connect:
-        return _connect(reached)
+        return _connect(there, reached, timeout)
     return _open(reached, timeout, no_browser=no_browser, as_app=as_app)
 
 
@@ -141,7 +142,7 @@ def find(there: Far, timeout: float) -> Found:
     return servers.read(run_there(there, servers.PROGRAM, timeout))
 
 
-def reach(there: Far, server: Server, timeout: float, fingerprint: str = "") -> Reached:
+def reach(there: Far, server: Server, timeout: float) -> Reached:
     """Brings a forward to the server up, or finds the one that there is. Raises HoldfastError."""
     if server.hub:
         raise HoldfastError(
@@ -150,24 +151,13 @@ def reach(there: Far, server: Server, timeout: float, fingerprint: str = "") -> 
             "open it at the hub's own address; a server beside it: holdfast jupyter HOST --start",
         )
     forward = Forward(Kind.LOCAL, Address("localhost"), server.place)
-    request = Up(
-        host=there.host,
-        name="",
-        options=there.options,
-        forwards=(encode_forward(forward),),
-        environment=environment(),
-        terminal=at_terminal(),
-        wait=True,
-        expose=False,
-        notebook=server.kept._replace(fingerprint=fingerprint).encode(),
-    )
-    (tunnel,) = ask(request, there.host, timeout)
+    (tunnel,) = ask(_up(there, [forward], notebook=server.kept.encode()), there.host, timeout)
     own = next(one for one in tunnel["forwards"] if one["notebook"] and one["notebook"]["pid"] == server.pid)
     if own["state"] not in ("up", "no service", "connecting"):
         hint = f"holdfast jupyter {there.host} --stop, then --start --tls" if server.place.path else own["hint"]
         raise HoldfastError(own["reason"] or f"the tunnel to {server.place} is {own['state']}", hint or "")
     listen = parse_address(own["listen"])
-    api = Api(listen.port, server.base_url, server.token, secure=server.secure, fingerprint=fingerprint)
+    api = Api(listen.port, server.base_url, server.token, secure=server.secure, fingerprint=server.fingerprint)
     return Reached(server, tunnel, listen, api)
 
 
@@ -272,8 +262,8 @@ def _wants_one(found: Found, host: str) -> bool:
     )
 
 
-def _find_or_start(there: Far, wish: Wish, timeout: float) -> tuple[Server, str]:
-    """The server that runs in the wished directory, or a new one; and its certificate's fingerprint, if new.
+def _find_or_start(there: Far, wish: Wish, timeout: float) -> Server:
+    """The server that runs in the wished directory, or a new one.
 
     One at a time: of two commands at once, one starts it and the other finds it.
     """
@@ -285,7 +275,7 @@ def _find_or_start(there: Far, wish: Wish, timeout: float) -> tuple[Server, str]
         running = servers.matching(found.servers, None, wish.directory or found.home)
         if running:
             complain(f"a notebook server runs in {running[0].directory} on {there.host} already")
-            return running[0], ""
+            return running[0]
         if not found.servers:
             complain(f"starting a notebook server on {there.host}")
         printed = run_there(there, launch.start_program(wish), timeout, launch.STARTING)
@@ -295,7 +285,7 @@ def _find_or_start(there: Far, wish: Wish, timeout: float) -> tuple[Server, str]
             found = find(there, timeout)
             for server in found.servers:
                 if server.pid == started.pid:
-                    return server, started.fingerprint
+                    return server
         raise HoldfastError(
             f"the server was started on {there.host}, and can't be found again",
             f"what it says: holdfast logs {there.host} --remote",
@@ -349,14 +339,46 @@ def _check_idle(api: Api, host: str) -> None:
         )
 
 
-def _connect(reached: Reached) -> int:
-    reached.api.wait_for_answer(10)
+def _connect(there: Far, reached: Reached, timeout: float) -> int:
+    reached.api.wait_for_answer(timeout)
     server = reached.server
-    url = f"{reached.url}{server.base_url}"
-    click.echo(f"VS Code    Select Kernel > Existing Jupyter Server > {url}?token={quote(server.token)}")
-    click.echo(f"PyCharm    Jupyter > Add Connection > Configured Server > {url}?token={quote(server.token)}")
-    click.echo(f"Python     jupyter_kernel_client, or any client of Jupyter's REST API: {url}")
+    url = f"{reached.url}{server.base_url}?token={quote(server.token)}"
+    click.echo(f"VS Code  Select Kernel > Existing Jupyter Server: {url}")
+    click.echo(f"PyCharm  Jupyter Connection > Configured Server: {url}")
+    running = sorted(reached.api.kernels(), key=lambda kernel: kernel.last_activity)
+    if not running:
+        complain("no kernel runs there yet, to which a console could be connected", "open a notebook first")
+        return Exit.OK
+    path = _connected_kernel(there, running[-1], reached.tunnel["name"], timeout)
+    click.echo(f"console  jupyter console --existing {shlex.quote(str(path))}")
     return Exit.OK
+
+
+def _connected_kernel(there: Far, kernel: Kernel, name: str, timeout: float) -> Path:
+    """The connection file, here, of a kernel whose five ports a tunnel of their own leads to."""
+    record = kernels.read(run_there(there, kernels.program(kernel.id), timeout), there.host)
+    targets = kernels.targets(record)
+    forwards = [Forward(Kind.LOCAL, Address("127.0.0.1"), target) for target in targets.values()]
+    (tunnel,) = ask(_up(there, forwards, name=f"{name}-kernel"), there.host, timeout)
+    ports = {own["target"]: parse_address(own["listen"]).port for own in tunnel["forwards"]}
+    path = paths.private_dir(paths.runtime_dir() / "kernels") / f"kernel-{kernel.id}.json"
+    path.touch(mode=0o600)
+    path.write_text(kernels.connection_file(record, {port: ports[str(end)] for port, end in targets.items()}))
+    return path
+
+
+def _up(there: Far, forwards: Sequence[Forward], *, name: str = "", notebook: dict[str, str] | None = None) -> Up:
+    return Up(
+        host=there.host,
+        name=name,
+        options=there.options,
+        forwards=tuple(map(encode_forward, forwards)),
+        environment=environment(),
+        terminal=at_terminal(),
+        wait=True,
+        expose=False,
+        notebook=notebook or {},
+    )
 
 
 def _brought_up(name: str, timeout: float) -> TunnelStatus:
@@ -366,8 +388,7 @@ def _brought_up(name: str, timeout: float) -> TunnelStatus:
     except HoldfastError as error:
         if error.exit_code != Exit.NOT_UP:
             raise
-        request = Up(name, "", (), (), environment(), at_terminal(), True, False)
-        (tunnel,) = ask(request, name, timeout)
+        (tunnel,) = ask(_up(Far(name, ()), []), name, timeout)
     return tunnel
 
 

@@ -24,6 +24,7 @@ PAUSE = 0.05
 class Kernel(NamedTuple):
     """A kernel that runs. `state` is Jupyter's: `busy`, `idle`, `starting`."""
 
+    id: str
     name: str
     state: str
     last_activity: str
@@ -78,7 +79,7 @@ class Api:
         if status != 200:
             raise HoldfastError(f"the notebook server doesn't tell its kernels (it says {status})")
         return [
-            Kernel(str(one.get("name")), str(one.get("execution_state")), str(one.get("last_activity")))
+            Kernel(*(str(one.get(name)) for name in ("id", "name", "execution_state", "last_activity")))
             for one in json.loads(body)
         ]
 

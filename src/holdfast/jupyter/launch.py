@@ -15,6 +15,7 @@ from importlib import resources
 from typing import Any, NamedTuple
 
 from holdfast.errors import HoldfastError, UsageError
+from holdfast.jupyter.servers import fingerprint_in
 from holdfast.openssh import script
 
 KINDS = ("conda", "venv", "pixi", "uv", "module")
@@ -310,7 +311,7 @@ def read_started(printed: str, host: str, wish: Wish) -> Started:
         raise _failure({name: text for name, (_, text) in parts.items()}, host, wish)
     pid, _, linger, kills = parts["started"][0]
     facts: dict[str, Any] = json.loads(parts["facts"][1])
-    fingerprint = parts.get("fingerprint", ([], ""))[1].rpartition("=")[2].replace(":", "").lower()
+    fingerprint = fingerprint_in(parts.get("fingerprint", ([], ""))[1])
     warning = ""
     if kills == "yes" and linger != "yes":
         warning = f"{host} ends your processes when you log out (KillUserProcesses), this server too"

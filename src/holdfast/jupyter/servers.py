@@ -17,8 +17,8 @@ from holdfast.forward import LONGEST_SOCKET_PATH, Address
 from holdfast.openssh.script import sections
 
 # Prints, each behind a word that no JSON file's line can begin with: who the user is there; the files, with their
-# process and whether a JupyterHub started it; what listens on TCP (/proc/net/tcp, or lsof's fields for one's own
-# where there is no /proc); the Unix sockets that are listened on.
+# process and whether a JupyterHub started it; the certificates that we made, with the process; what listens on TCP
+# (/proc/net/tcp, or lsof's fields for one's own where there is no /proc); the Unix sockets that are listened on.
 PROGRAM = r"""
 uid=$(id -u)
 echo "@uid $uid"
@@ -45,6 +45,11 @@ look() {
         echo
     done
 }
+for certificate in /tmp/holdfast-????????/cert.pem; do
+    [ -f "$certificate" ] && [ -O "$certificate" ] || continue
+    echo "@certificate $(cat "${certificate%cert.pem}pid")"
+    openssl x509 -in "$certificate" -noout -fingerprint -sha256
+done 2>/dev/null
 data=${JUPYTER_DATA_DIR:-${XDG_DATA_HOME:-$HOME/.local/share}/jupyter}
 for directory in "$JUPYTER_RUNTIME_DIR" "$data/runtime" "$HOME/.local/share/jupyter/runtime" \
     "$HOME/Library/Jupyter/runtime" "$XDG_RUNTIME_DIR/jupyter" "/run/user/$uid/jupyter" /tmp/holdfast-*/runtime
@@ -77,7 +82,8 @@ class Listener(NamedTuple):
 class Server(NamedTuple):
     """A notebook server that runs. `place` is where it is reached from the far side itself.
 
-    `directory` is its root; `version` is '' before Jupyter Server; `hub`: a JupyterHub started it.
+    `directory` is its root; `version` is '' before Jupyter Server; `hub`: a JupyterHub started it; `fingerprint`
+    is that of the certificate that we made for it (SHA-256, in hexadecimal), or ''.
     """
 
     pid: int
@@ -89,6 +95,7 @@ class Server(NamedTuple):
     password: bool
     version: str
     hub: bool
+    fingerprint: str = ""
 
     @property
     def kept(self) -> Notebook:
@@ -97,14 +104,13 @@ class Server(NamedTuple):
 
 
 class Notebook(NamedTuple):
-    """The server that a forward leads to, as it was last seen. `fingerprint` is its certificate's, if known."""
+    """The server that a forward leads to, as it was last seen."""
 
     pid: int
     directory: str
     base_url: str
     secure: bool
     version: str
-    fingerprint: str = ""
 
     def encode(self) -> dict[str, str]:
         """As it is sent and saved."""
@@ -117,14 +123,7 @@ class Notebook(NamedTuple):
         whole = fields.keys() == set(cls._fields) and fields["pid"].isdecimal() and len(fields["pid"]) < 12
         if not whole or not base.startswith("/") or not base.isprintable():
             raise UsageError(f"{str(fields)[:60]!r} is not a notebook")
-        return cls(
-            int(fields["pid"]),
-            fields["directory"],
-            base,
-            bool(fields["secure"]),
-            fields["version"],
-            fields["fingerprint"],
-        )
+        return cls(int(fields["pid"]), fields["directory"], base, bool(fields["secure"]), fields["version"])
 
     def is_like(self, other: Notebook) -> bool:
         """Whether one may stand for the other: the same process, or the same root and base URL."""
@@ -152,6 +151,9 @@ def read(printed: str) -> Found:
     uid = next((int(words[0]) for name, words, _ in parts if name == "uid" and words), -1)
     listeners = tuple(listeners_in(parts, uid))
     unix = _unix_listeners(parts)
+    fingerprints = {
+        words[0]: fingerprint_in(text) for name, words, text in parts if name == "certificate" and words
+    }
     servers: dict[int, Server] = {}
     gone = strange = 0
     for name, words, text in parts:
@@ -166,9 +168,15 @@ def read(printed: str) -> Found:
         if place is None:
             strange += 1
             continue
-        servers[int(pid)] = _server(int(pid), place, record, hub=hub == "yes")
+        server = _server(int(pid), place, record, hub=hub == "yes")
+        servers[server.pid] = server._replace(fingerprint=fingerprints.get(pid, ""))
     home = next((" ".join(words) for name, words, _ in parts if name == "home"), "")
     return Found(tuple(servers.values()), gone, strange, home)
+
+
+def fingerprint_in(text: str) -> str:
+    """The fingerprint in openssl's words ('sha256 Fingerprint=AB:CD...'), in bare hexadecimal."""
+    return text.strip().rpartition("=")[2].replace(":", "").lower()
 
 
 def successor(notebook: Notebook, place: Address, servers: Iterable[Server]) -> Server | None:

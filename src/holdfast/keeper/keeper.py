@@ -183,7 +183,8 @@ class Keeper:
         known = self._known(name)
         if known is None:
             check_name(name)
-            return SavedTunnel(name, request.host, request.options, request.environment, True, forwards=())
+            host, options = self._far_end(request.host, request.options)
+            return SavedTunnel(name, host, options, request.environment, True, forwards=())
         elsewhere = request.host not in (known.host, known.name)
         if elsewhere or (request.options and request.options != known.options):
             if name in self.tunnels:
@@ -305,18 +306,20 @@ class Keeper:
 
     def visit(self, request: Run, terminal: Terminal | None) -> Link:
         """The link over which the request's program is to be run, kept for it until `leave`."""
-        name = request.host if self._known(request.host) else default_name(request.host)
-        known = self._known(name)
-        host, options = request.host, request.options
-        if known and host in (known.host, known.name) and options in ((), known.options):
-            host, options = known.host, known.options
-        link = self._link_to(host, options)
+        link = self._link_to(*self._far_end(request.host, request.options))
         link.environment = request.environment or link.environment
         link.terminals += [terminal] if terminal else []
         link.visits += 1
         self._stop_lingering(link)
         self._apply(link, LinkEvent.WANTED)
         return link
+
+    def _far_end(self, host: str, options: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+        """The host and options that are meant: those of a known tunnel of that name, if none others are given."""
+        known = self._known(host) or self._known(default_name(host))
+        if known and host in (known.host, known.name) and options in ((), known.options):
+            return known.host, known.options
+        return host, options
 
     def leave(self, link: Link) -> None:
         """Ends a visit. A link that nothing else needs stays for the next one, if it is up."""

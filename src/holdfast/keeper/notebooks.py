@@ -151,13 +151,11 @@ class Follower:
         )
 
     def _lead(self, own: OpenForward, server: Server) -> None:
-        assert own.notebook is not None
         own.withheld = None
         if server.place != own.forward.target:
             own.moves_to = server.place
             self._tell(own, f"the notebook server in {server.directory} is at {server.place} now")
-        is_same = server.pid == own.notebook.pid
-        own.notebook = server.kept._replace(fingerprint=own.notebook.fingerprint if is_same else "")
+        own.notebook = server.kept
 
 
 def pause(gone_for: float) -> float:
