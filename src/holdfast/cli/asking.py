@@ -31,6 +31,8 @@ from holdfast.openssh import script
 # The states in which a tunnel's connection can be used.
 WORKS = ("up", "no service")
 LONGEST_TIMEOUT = 86400.0
+# Seconds that a program's end may take to be told.
+_SLACK = 5.0
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -102,7 +104,8 @@ def run_there(there: Far, program: str, timeout: float, seconds: int = 20) -> st
     """
     mark = secrets.token_hex(8)
     printed: list[str] = []
-    ask(_run(there, script.wrap(program, mark), seconds, keep_input=False), there.host, timeout, printed.append)
+    request = _run(there, script.wrap(program, mark), seconds, keep_input=False)
+    ask(request, there.host, max(timeout, seconds + _SLACK), printed.append)
     return script.unwrap("".join(printed), mark, there.host)
 
 

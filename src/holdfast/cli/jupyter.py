@@ -14,7 +14,7 @@ from urllib.parse import quote
 import click
 
 from holdfast import client, lock, paths
-from holdfast.cli import browser, render
+from holdfast.cli import browser, people, render
 from holdfast.cli.asking import Far, ask, at_terminal, check_timeout, environment, far, run_there, ssh_options
 from holdfast.cli.completing import complete_host, complete_tunnel
 from holdfast.cli.main import complain
@@ -188,7 +188,9 @@ def _open(reached: Reached, timeout: float, *, no_browser: bool, as_app: bool) -
     page = f"{reached.url}{reached.api.landing_page()}"
     if server.password and not server.token:
         complain(f"the server in {server.directory} asks for the password that you gave it")
-    return _show(f"{page}?token={quote(server.token)}" if server.token else page, no_browser, as_app)
+    code = _show(f"{page}?token={quote(server.token)}" if server.token else page, no_browser, as_app)
+    people.tell_of(reached.tunnel)
+    return code
 
 
 def _show(url: str, no_browser: bool, as_app: bool) -> int:

@@ -351,8 +351,12 @@ def _failure(parts: dict[str, str], host: str, wish: Wish) -> HoldfastError:
 
 
 def without_tokens(log: str) -> str:
-    """`log` as it may be shown: Jupyter itself leaves out the tokens that it was given, not those that it made."""
-    return re.sub(r"(token=)[^&\s\"']{4,}", r"\1...", log)
+    """`log` as it may be shown: Jupyter itself leaves out the tokens that it was given, not those that it made.
+
+    Nor is there anything in it for a terminal to obey.
+    """
+    plain = "".join(character for character in log if character.isprintable() or character in "\n\t")
+    return re.sub(r"(token=)[^&\s\"']{4,}", r"\1...", plain)
 
 
 # Removes what a start left, once its server has ended; `$pid` is set before it.

@@ -182,7 +182,8 @@ def fingerprint_in(text: str) -> str:
 def successor(notebook: Notebook, place: Address, servers: Iterable[Server]) -> Server | None:
     """Which of `servers` is the one that `notebook` was at `place`, or has taken its place; None when none has.
 
-    The same process, else the same address with the same root, else the newest with the same root and base URL.
+    The same process, else the same address with the same root, else the newest with that root, those with the same
+    base URL first.
     """
     same_root = [server for server in servers if server.directory == notebook.directory]
     for server in same_root:
@@ -191,8 +192,7 @@ def successor(notebook: Notebook, place: Address, servers: Iterable[Server]) -> 
     for server in same_root:
         if server.place == place:
             return server
-    alike = [server for server in same_root if server.base_url == notebook.base_url]
-    return max(alike, key=lambda server: server.pid, default=None)
+    return max(same_root, key=lambda server: (server.base_url == notebook.base_url, server.pid), default=None)
 
 
 def matching(servers: Sequence[Server], port: int | None, directory: str) -> list[Server]:
@@ -250,18 +250,23 @@ def _place(
 
 
 def _server(pid: int, place: Address, record: dict[str, Any], *, hub: bool) -> Server:
-    base = str(record.get("base_url") or "/")
+    base = _shown(record.get("base_url") or "/")
     return Server(
         pid,
         place,
-        str(record.get("root_dir") or record.get("notebook_dir") or ""),
+        _shown(record.get("root_dir") or record.get("notebook_dir") or ""),
         f"/{base.strip('/')}/" if base.strip("/") else "/",
         bool(record.get("secure")),
         str(record.get("token") or ""),
         bool(record.get("password")),
-        str(record.get("version") or ""),
+        _shown(record.get("version") or ""),
         hub,
     )
+
+
+def _shown(value: object) -> str:
+    """A text that may be shown: without what a terminal would obey."""
+    return "".join(character if character.isprintable() else "?" for character in str(value))
 
 
 def _record(text: str) -> dict[str, Any] | None:

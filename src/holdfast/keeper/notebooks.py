@@ -68,9 +68,13 @@ class Follower:
                 await asyncio.sleep(PACE)
 
     def withhold(self, link: Link) -> None:
-        """From now on no master listens for the link's notebooks, until a look has told where they are."""
+        """From now on no master listens for the link's notebooks, until a look has told where they are.
+
+        But for those on Unix sockets: where they were, nobody else can be.
+        """
         for own in _notebooks(link):
-            own.withheld = Withheld()
+            if own.forward.target is not None and not own.forward.target.path:
+                own.withheld = Withheld()
 
     def look(self, link: Link) -> asyncio.Task[None] | None:
         """Finds out where the link's notebooks are now; the task that does, None where there is nothing to do."""
@@ -94,14 +98,16 @@ class Follower:
         attempt = link.serving
         if attempt is None or attempt.master is None or link.state is not LinkState.UP:
             return False
+        since = elapsed() - self._looked_at.get(link, -LONGEST_PAUSE)
+        if since < SHORTEST_PAUSE:
+            return False
         size, before = attempt.master.log_size(), self._read.get(attempt, 0)
         self._read = {attempt: read for attempt, read in self._read.items() if attempt in attempt.link.attempts}
         self._read[attempt] = size
         if size > before and "open failed" in attempt.master.read_log(before):
             return True
-        if not any(own.withheld and own.guard and own.guard.waiting for own in _notebooks(link)):
-            return False
-        return elapsed() - self._looked_at.get(link, 0.0) >= pause(elapsed() - self._gone_since.get(link, 0.0))
+        is_waited_for = any(own.withheld and own.guard and own.guard.waiting for own in _notebooks(link))
+        return is_waited_for and since >= pause(elapsed() - self._gone_since.get(link, 0.0))
 
     async def _look(self, link: Link, attempt: Attempt) -> None:
         assert attempt.master is not None
