@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import commands, idle, recovery, report, requests, throughput
+from bench import commands, idle, notebooks, recovery, report, requests, throughput
 from bench.report import Section
 from bench.rig import holdfast, rig
 
@@ -63,10 +63,16 @@ def _commands() -> list[Section]:
         return [*commands.measure(made, one, many, target), *idle.measure(many)]
 
 
+def _notebooks() -> list[Section]:
+    with rig() as made, holdfast(made, "a") as one:
+        return notebooks.measure(made, one)
+
+
 PARTS: dict[str, Callable[[], list[Section]]] = {
     "requests": _requests,
     "throughput": _throughput,
     "commands": _commands,
+    "notebooks": _notebooks,
     "idle": idle.measure_links,
 }
 RECOVERY = "recovery"

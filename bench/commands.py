@@ -39,33 +39,34 @@ def _ups(rig: Rig, holdfast: Holdfast, target: int) -> Section:
     first, further, plain, slow = "holdfast up", "holdfast up, a further forward", "ssh -fNTM", SLOW_LOGIN
     times: Times = {name: [] for name in (first, further, plain, slow)}
     for _ in range(ROUNDS):
-        times[first].append(_quietly(lambda: holdfast.forward(target)))
-        times[further].append(_quietly(lambda: holdfast.forward(target)))
+        times[first].append(quietly(lambda: holdfast.forward(target)))
+        times[further].append(quietly(lambda: holdfast.forward(target)))
         holdfast.run("down", "lab")
         times[plain].append(_plain_master(rig))
     login_file = rig.far_home / ".bashrc"
     login_file.write_text("sleep 0.5\n")
     for _ in range(SLOW_ROUNDS):
-        times[slow].append(_quietly(lambda: holdfast.forward(target)))
+        times[slow].append(quietly(lambda: holdfast.forward(target)))
         holdfast.run("down", "lab")
     login_file.unlink()
-    section = _section("Bringing a tunnel up, ms", times)
+    made = section("Bringing a tunnel up, ms", times)
     more = [1000 * (ours - theirs) for ours, theirs in zip(times[first], times[plain], strict=True)]
-    section.goals = [
+    made.goals = [
         at_most("holdfast up, more than ssh -fNTM takes", more, 150, "ms"),
         at_most("holdfast up of a further forward", [1000 * value for value in times[further]], 100, "ms"),
     ]
-    return section
+    return made
 
 
-def _quietly(call: Callable[[], object]) -> float:
+def quietly(call: Callable[[], object]) -> float:
+    """The seconds that `call()` takes, once other programs leave the CPUs alone."""
     quiet()
     return seconds_of(call)
 
 
 def _plain_master(rig: Rig) -> float:
     path = rig.home / "plain"
-    took = _quietly(lambda: rig.run([*rig.ssh, "-fNTM", "-S", str(path), "lab"]))
+    took = quietly(lambda: rig.run([*rig.ssh, "-fNTM", "-S", str(path), "lab"]))
     said = rig.run([*rig.ssh, "-S", str(path), "-O", "check", "lab"]).stderr
     found = re.search(r"pid=(\d+)", said)
     assert found, said
@@ -87,17 +88,18 @@ def _statuses(rig: Rig, one: Holdfast, many: Holdfast, target: int) -> Section:
         command()
     for _ in range(STATUS_ROUNDS):
         for name, command in commands.items():
-            times[name].append(_quietly(command))
-    section = _section("Asking for the status, ms", times)
+            times[name].append(quietly(command))
+    made = section("Asking for the status, ms", times)
     bare, single, hundred = (times[name] for name in names)
-    section.goals = [
+    made.goals = [
         ratio("holdfast status, 1 tunnel / python -c pass", single, bare, 6, at_least=False),
         ratio("holdfast status, 100 tunnels / 1 tunnel", hundred, single, 2, at_least=False),
     ]
-    return section
+    return made
 
 
-def _section(title: str, times: Times) -> Section:
+def section(title: str, times: Times) -> Section:
+    """A row for each of the commands whose seconds these are."""
     rows = [[name, median(scaled), spread(scaled)] for name, scaled in _milliseconds(times).items()]
     return Section(title, header=["command", "median", "min - max"], rows=rows)
 
