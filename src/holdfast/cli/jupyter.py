@@ -89,7 +89,7 @@ def jupyter(
     there = far(host, options)
     check_timeout(timeout)
     launch.check_directory(directory)
-    _check_together(start=start, env=env, app=app, tls=tls, tcp=tcp, stop=stop, force=force, as_json=as_json)
+    _check_together(start=start, env=env, app=app, tls=tls, tcp=tcp, stop=stop, force=force, port=port)
     if env:
         launch.check_environment(env)
     if listing or as_json:
@@ -403,5 +403,7 @@ def _check_together(**given: Any) -> None:
     for option, name in (("--env", "env"), ("--command", "app"), ("--tls", "tls"), ("--tcp", "tcp")):
         if given[name] and not given["start"]:
             raise UsageError(f"{option} is about a server that is started", f"add --start, or leave {option} out")
+    if given["port"] and given["start"]:
+        raise UsageError("--port is about a server that runs already", "leave it out: the server finds a free one")
     if given["force"] and not given["stop"]:
         raise UsageError("--force is about a server that is stopped", "add --stop, or leave --force out")

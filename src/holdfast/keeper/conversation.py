@@ -251,10 +251,9 @@ class Conversation:
         link = await self._keeper.ask(lambda: self._keeper.visit(request, terminal))
         try:
             socket = await self._reach(link)
-            async with asyncio.timeout(request.seconds):
-                async for text in session.stream(
-                    socket, request.program, link.host, keep_input=request.keep_input
-                ):
+            output = session.stream(socket, request.program, link.host, keep_input=request.keep_input)
+            async with asyncio.timeout(request.seconds), contextlib.aclosing(output):
+                async for text in output:
                     self._say(Answer(output=text))
                     await self._writer.drain()
         except TimeoutError:

@@ -232,6 +232,7 @@ class Keeper:
         link.environment = environment or link.environment
         link.settings = settings if link.state is LinkState.DOWN else None
         link.terminals += [terminal] if terminal else []
+        self._stop_lingering(link)
         tunnel.forwards += opened
         link.forwards += opened
         self._apply(link, LinkEvent.WANTED)

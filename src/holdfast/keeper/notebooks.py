@@ -119,9 +119,11 @@ class Follower:
         decided = asyncio.Event()
 
         def decide() -> None:
-            if link.serving is attempt:
-                self._take(link, found)
-            decided.set()
+            try:
+                if link.serving is attempt:
+                    self._take(link, found)
+            finally:
+                decided.set()
 
         self._decide(decide)
         await decided.wait()

@@ -6,7 +6,7 @@ import asyncio
 import codecs
 import os
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 from holdfast.errors import HoldfastError
@@ -35,7 +35,7 @@ async def run(path: Path, program: str, host: str, seconds: float) -> str:
     return script.unwrap(printed, mark, host)
 
 
-async def stream(path: Path, wrapped: str, host: str, *, keep_input: bool = False) -> AsyncIterator[str]:
+async def stream(path: Path, wrapped: str, host: str, *, keep_input: bool = False) -> AsyncGenerator[str, None]:
     """What the far side prints when it is given `wrapped` (see script.wrap), as it comes, until it ends.
 
     With `keep_input` the program's input ends only when this does. Raises HoldfastError, OSError.
