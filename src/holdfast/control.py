@@ -60,7 +60,8 @@ class Up(NamedTuple):
 
     `terminal`: the client can run a login for a person. `host` may be the name of a known tunnel. `upkeep` has
     those fields of Upkeep that are to be different from before. `notebook` is what the only forward leads to, as
-    jupyter.servers.Notebook; the keeper chooses its port here. Empty: `forwards` are as they say.
+    jupyter.servers.Notebook; the keeper chooses its port here. Empty: `forwards` are as they say. `running` are
+    the pids of all notebook servers there: one that isn't among them is gone, and another may take its place.
     """
 
     host: str
@@ -73,6 +74,7 @@ class Up(NamedTuple):
     expose: bool
     upkeep: dict[str, int] = {}  # noqa: RUF012 - a named tuple's default, never changed
     notebook: dict[str, str] = {}  # noqa: RUF012
+    running: tuple[int, ...] = ()
 
 
 class Run(NamedTuple):
@@ -92,11 +94,15 @@ class Run(NamedTuple):
 
 
 class Down(NamedTuple):
-    """Take tunnels down, or only those of their forwards that listen on one of `listens`."""
+    """Take tunnels down, or only those of their forwards that listen on one of `listens`.
+
+    `forget`: they are not to be brought back by their names.
+    """
 
     names: tuple[str, ...]
     listens: tuple[str, ...]
     everything: bool
+    forget: bool = False
 
 
 class Restart(NamedTuple):
@@ -108,9 +114,13 @@ class Restart(NamedTuple):
 
 
 class Status(NamedTuple):
-    """What is true of the tunnels, proven by a round trip. No names: all that are wanted."""
+    """What is true of the tunnels, proven by a round trip. No names: all that are wanted.
+
+    `look`: also where their notebooks are now, when nothing speaks against where they were.
+    """
 
     names: tuple[str, ...]
+    look: bool = False
 
 
 class Stop(NamedTuple):
@@ -140,6 +150,7 @@ class NotebookStatus(TypedDict):
     """The notebook server that a forward leads to, as it was last seen. `version` is '' for old ones."""
 
     directory: str
+    base_url: str
     version: str
     pid: int
 

@@ -92,7 +92,7 @@ def ask(
             output=output,
         )
     except TimeoutError:
-        raise waiting.overdue(name, timeout) from None
+        raise waiting.overdue(name, timeout, goes_on=not isinstance(request, Run)) from None
     finally:
         waiting.clear()
 
@@ -109,23 +109,18 @@ def run_there(there: Far, program: str, timeout: float, seconds: int = 20) -> st
     return script.unwrap("".join(printed), mark, there.host)
 
 
-def follow_there(there: Far, program: str, show: Callable[[str], None], timeout: float) -> None:
-    """Hands on what `program` prints as it comes, until Ctrl-C. Raises HoldfastError."""
+def follow_there(there: Far, program: str, show: Callable[[str], None], timeout: float) -> list[str]:
+    """Hands on the lines that `program` prints as they come, until Ctrl-C; the parts that it told of.
+
+    Raises HoldfastError, also when the connection ends before it has.
+    """
     mark = secrets.token_hex(8)
-    begin = script.begin_of(mark)
-    seen = ""
-
-    def take(text: str) -> None:
-        nonlocal seen
-        if begin in seen:
-            show(text)
-            return
-        seen += text
-        if begin in seen:
-            show(seen.partition(begin)[2])
-
+    output = script.Unwrapping(mark, show)
     request = _run(there, script.wrap(program, mark, until_hung_up=True), int(LONGEST_TIMEOUT), keep_input=True)
-    ask(request, there.host, timeout, take)
+    ask(request, there.host, timeout, output.take)
+    if not output.has_begun:
+        raise script.not_run(there.host)
+    return output.parts
 
 
 def _run(there: Far, wrapped: str, seconds: int, *, keep_input: bool) -> Run:
@@ -182,10 +177,10 @@ class _Waiting:
         if self._rewrites and self._last is not None:
             click.echo("\r\033[K", err=True, nl=False)
 
-    def overdue(self, name: str, timeout: float) -> HoldfastError:
+    def overdue(self, name: str, timeout: float, *, goes_on: bool) -> HoldfastError:
         name = self._last["name"] if self._last else name
         why = render.waiting_line(self._last, now()) if self._last else f"{name} is not up"
+        goes_on_hint = f"it goes on trying: holdfast status {name}; to give up: holdfast down {name}"
         return HoldfastError(
-            f"{why}, after {timeout:g} s",
-            f"it goes on trying: holdfast status {name}; to give up: holdfast down {name}",
+            f"{why}, after {timeout:g} s", goes_on_hint if goes_on else f"try it by hand: ssh {name}"
         )

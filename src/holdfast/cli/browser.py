@@ -6,7 +6,7 @@ given another one, good for one time and for this user only: who asks for it is 
 
 from __future__ import annotations
 
-import contextlib
+import http.server
 import os
 import secrets
 import shutil
@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from html import escape
 from pathlib import Path
@@ -22,8 +23,8 @@ from holdfast import paths
 
 # Seconds that the browser may take to ask.
 PATIENCE = 20.0
-# Bytes of its request that are read.
-_LONGEST_REQUEST = 8192
+# Seconds that it may take to read a file.
+READING = 5.0
 _CHROMES = (
     "google-chrome",
     "google-chrome-stable",
@@ -44,14 +45,61 @@ def is_there() -> bool:
 def open_page(url: str, *, as_app: bool = False) -> bool:
     """Opens `url`; whether a browser has taken it. `as_app`: in a Chromium window of its own, if possible."""
     if not Path("/proc/net/tcp").exists():
-        return _start(_redirecting_file(url), as_app=as_app)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        path = f"/{secrets.token_urlsafe(24)}"
-        address = f"http://127.0.0.1:{listener.getsockname()[1]}{path}"
-        return _start(address, as_app=as_app) and _redirect_once(listener, path, url)
+        return _open_file(url, as_app=as_app)
+    with _HandOver(url) as server:
+        # Some browsers are waited for until they end.
+        threading.Thread(target=_start, args=(server.address, as_app), daemon=True).start()
+        deadline = time.monotonic() + PATIENCE
+        while not server.is_taken and time.monotonic() < deadline:
+            server.handle_request()
+        return server.is_taken
 
 
-def _start(address: str, *, as_app: bool) -> bool:
+class _HandOver(http.server.ThreadingHTTPServer):
+    """Sends the first process of this user's that asks for its address on to `url`; others are hung up on."""
+
+    timeout = 0.2
+
+    def __init__(self, url: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.url = url
+        self.path = f"/{secrets.token_urlsafe(24)}"
+        self.is_taken = False
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}{self.path}"
+
+    def verify_request(self, request: object, client_address: object) -> bool:  # noqa: ARG002
+        assert isinstance(client_address, tuple)
+        return _owner(client_address, ("127.0.0.1", self.server_port)) == os.getuid()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A browser that hangs up is no trouble of ours."""
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: _HandOver
+    timeout = 2.0
+
+    def do_GET(self) -> None:
+        is_right = (
+            secrets.compare_digest(self.path.encode(), self.server.path.encode()) and not self.server.is_taken
+        )
+        self.send_response(302 if is_right else 404)
+        if is_right:
+            self.send_header("Location", self.server.url)
+        for name, value in (("Cache-Control", "no-store"), ("Referrer-Policy", "no-referrer")):
+            self.send_header(name, value)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+        self.server.is_taken = self.server.is_taken or is_right
+
+    def log_message(self, format: str, *args: object) -> None:
+        """The terminal is for other things."""
+
+
+def _start(address: str, as_app: bool) -> bool:
     if as_app and (chrome := next(filter(None, map(shutil.which, _CHROMES)), None)):
         process = subprocess.Popen(
             [chrome, f"--app={address}"],
@@ -65,31 +113,6 @@ def _start(address: str, *, as_app: bool) -> bool:
     import webbrowser
 
     return webbrowser.open(address)
-
-
-def _redirect_once(listener: socket.socket, path: str, url: str) -> bool:
-    """Sends whoever asks for `path` first, if it is a process of this user's, on to `url`."""
-    deadline = time.monotonic() + PATIENCE
-    while (left := deadline - time.monotonic()) > 0:
-        listener.settimeout(left)
-        try:
-            connection, client = listener.accept()
-        except TimeoutError:
-            return False
-        with connection, contextlib.suppress(OSError):
-            connection.settimeout(2.0)
-            asked = connection.recv(_LONGEST_REQUEST).partition(b"\r\n")[0]
-            is_right = secrets.compare_digest(asked.split(b" ")[1] if b" " in asked else b"", path.encode())
-            if is_right and _owner(client, listener.getsockname()) == os.getuid():
-                connection.sendall(_answer("302 Found", f"Location: {url}\r\n"))
-                return True
-            connection.sendall(_answer("404 Not Found", ""))
-    return False
-
-
-def _answer(status: str, field: str) -> bytes:
-    common = "Cache-Control: no-store\r\nReferrer-Policy: no-referrer\r\nContent-Length: 0\r\nConnection: close"
-    return f"HTTP/1.1 {status}\r\n{field}{common}\r\n\r\n".encode()
 
 
 def _owner(client: tuple[str, int], server: tuple[str, int]) -> int | None:
@@ -106,9 +129,14 @@ def _reversed(host: str) -> str:
     return socket.inet_aton(host)[::-1].hex().upper()
 
 
-def _redirecting_file(url: str) -> str:
-    """The address of a file, readable by this user only, that leads to `url`."""
+def _open_file(url: str, *, as_app: bool) -> bool:
+    """By a file, readable by this user only, that leads to `url`; it goes when the browser has had time for it."""
     descriptor, name = tempfile.mkstemp(prefix="open-", suffix=".html", dir=paths.runtime_dir())
-    with os.fdopen(descriptor, "w") as file:
-        file.write(f'<!doctype html><meta http-equiv="refresh" content="0;url={escape(url)}">')
-    return Path(name).as_uri()
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(f'<!doctype html><meta http-equiv="refresh" content="0;url={escape(url)}">')
+        has_started = _start(Path(name).as_uri(), as_app)
+        time.sleep(READING)
+    finally:
+        Path(name).unlink()
+    return has_started

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from holdfast.cli.completing import complete_host
 from holdfast.cli.jupyter import reached_for_a_moment
 from holdfast.errors import Exit, HoldfastError
 from holdfast.jupyter import audit
-from holdfast.openssh import command, foreground
+from holdfast.jupyter.audit import Login
+from holdfast.openssh import command, foreground, script
 from holdfast.version import __version__
 
 # Seconds that this machine may take to tell who is logged in.
@@ -55,19 +57,31 @@ def doctor(host: str | None, timeout: float, **options: Any) -> int:
 
 def _audit(there: Far, timeout: float) -> Iterator[Finding]:
     looked = audit.read(run_there(there, audit.PROGRAM, timeout))
-    open_wide = []
+    logins: dict[int, Login] = {}
     for server in looked.found.servers:
-        if server.password and not server.hub:
-            with reached_for_a_moment(there, server, timeout) as reached:
-                if reached.api.takes_empty_password():
-                    open_wide.append(server.pid)
-    for finding in audit.findings(looked, there.host, empty_passwords=open_wide):
+        if not server.token and not server.hub:
+            try:
+                with reached_for_a_moment(there, server, looked.found, timeout) as reached:
+                    logins[server.pid] = reached.api.login()
+            except HoldfastError as error:
+                yield Finding(
+                    False, f"the server in {server.directory} could not be tried: {error.message}", error.hint
+                )
+    for finding in audit.findings(looked, there.host, logins):
         yield Finding(not finding.risk, finding.text, finding.hint)
-    here = subprocess.run(
-        ["/bin/sh"], input=audit.PEOPLE, capture_output=True, text=True, timeout=HERE, check=False
-    )
-    for finding in audit.local_findings(audit.others(here.stdout)):
+    for finding in audit.local_findings(audit.others(_people_here())):
         yield Finding(not finding.risk, finding.text, finding.hint)
+
+
+def _people_here() -> str:
+    """What audit.PEOPLE tells of this machine."""
+    mark = secrets.token_hex(8)
+    program = script.wrap(audit.PEOPLE, mark).encode()
+    try:
+        done = subprocess.run(["/bin/sh"], input=program, capture_output=True, timeout=HERE, check=False)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise HoldfastError(f"can't find out who is logged in here: {error}") from None
+    return script.unwrap(done.stdout.decode(errors="replace"), mark, "this machine")
 
 
 def _versions() -> Iterator[Finding]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,17 +19,15 @@ from holdfast.cli import browser, people, render
 from holdfast.cli.asking import Far, ask, at_terminal, check_timeout, environment, far, run_there, ssh_options
 from holdfast.cli.completing import complete_host, complete_tunnel
 from holdfast.cli.main import complain
-from holdfast.control import Down, Status, TunnelStatus, Up, encode_forward
+from holdfast.control import Down, ForwardStatus, Status, TunnelStatus, Up, default_name, encode_forward
 from holdfast.errors import Exit, HoldfastError, UsageError
 from holdfast.forward import Address, Forward, Kind, parse_address
 from holdfast.jupyter import audit, kernels, launch, servers
 from holdfast.jupyter.api import Api, Kernel
 from holdfast.jupyter.launch import Started, Wish
-from holdfast.jupyter.servers import Found, Server
+from holdfast.jupyter.servers import Found, Notebook, Server
 
 _NAMES = {"lab": "JupyterLab", "notebook": "Jupyter Notebook", "server": "Jupyter Server"}
-# Looks for a server that has just announced itself: its file may not be whole yet.
-_LOOKS = 5
 
 
 class Reached(NamedTuple):
@@ -89,23 +88,34 @@ def jupyter(
     there = far(host, options)
     check_timeout(timeout)
     launch.check_directory(directory)
-    _check_together(start=start, env=env, app=app, tls=tls, tcp=tcp, stop=stop, force=force, port=port)
+    _check_together(
+        start=start,
+        env=env,
+        app=app,
+        tls=tls,
+        tcp=tcp,
+        stop=stop,
+        force=force,
+        port=port,
+        listing=listing or as_json,
+    )
     if env:
         launch.check_environment(env)
     if listing or as_json:
         return _list(find(there, timeout), host, as_json=as_json)
     if stop:
-        return _stop(there, _choose(find(there, timeout), host, port, directory), timeout, force=force)
+        found = find(there, timeout)
+        return _stop(there, _choose(found, host, port, directory), found, timeout, force=force)
     if start:
         wish = Wish(directory, env, app or "", "tls" if tls else "tcp" if tcp else "socket")
-        server = _find_or_start(there, wish, timeout)
+        server, found = _find_or_start(there, wish, timeout)
     else:
         found = find(there, timeout)
         if not servers.matching(found.servers, port, directory) and not port and _wants_one(found, host):
-            server = _find_or_start(there, Wish(directory), timeout)
+            server, found = _find_or_start(there, Wish(directory), timeout)
         else:
             server = _choose(found, host, port, directory)
-    reached = reach(there, server, timeout)
+    reached = reach(there, server, found, timeout)
     if connect:
         return _connect(there, reached, timeout)
     return _open(reached, timeout, no_browser=no_browser, as_app=as_app)
@@ -128,65 +138,83 @@ def open_again(name: str, no_browser: bool, as_app: bool, timeout: float) -> int
     if not notebooks:
         return _show(str(pages[0]["url"]), no_browser=no_browser, as_app=as_app)
     found = find(there, timeout)
-    pids = [forward["notebook"]["pid"] for forward in notebooks if forward["notebook"]]
-    live = [server for server in found.servers if server.pid in pids]
+    live = [server for forward in notebooks if (server := _behind(forward, found))]
     if not live:
-        reason = notebooks[0]["reason"] or f"the notebook server does not run on {tunnel['host']} any more"
-        raise HoldfastError(reason, notebooks[0]["hint"] or f"holdfast jupyter {tunnel['host']} --start")
-    server = _choose(Found(tuple(live), 0, 0, found.home), tunnel["host"], None, "")
-    return _open(reach(there, server, timeout), timeout, no_browser=no_browser, as_app=as_app)
+        client.ask(Status((tunnel["name"],), look=True), timeout=timeout)  # so that the keeper knows it, too
+        raise HoldfastError(
+            f"the notebook server does not run on {tunnel['host']} any more",
+            f"holdfast jupyter {tunnel['host']} --start",
+        )
+    server = _choose(found._replace(servers=tuple(dict.fromkeys(live))), tunnel["host"], None, "")
+    return _open(reach(there, server, found, timeout), timeout, no_browser=no_browser, as_app=as_app)
 
 
-def find(there: Far, timeout: float) -> Found:
-    """Your servers over there. Raises HoldfastError."""
-    return servers.read(run_there(there, servers.PROGRAM, timeout))
+def _behind(forward: ForwardStatus, found: Found) -> Server | None:
+    """The server that a notebook's forward leads to, or that has taken its place."""
+    known = forward["notebook"]
+    if known is None or forward["target"] is None:
+        return None
+    notebook = Notebook(known["pid"], known["directory"], known["base_url"], False, known["version"])
+    place = parse_address(forward["target"])
+    return servers.same(notebook, place, found.servers) or servers.successor(notebook, found.servers)
 
 
-def reach(there: Far, server: Server, timeout: float) -> Reached:
-    """Brings a forward to the server up, or finds the one that there is. Raises HoldfastError."""
+def find(there: Far, timeout: float, directory: str = "") -> Found:
+    """Your servers over there, and what `directory` is called there. Raises HoldfastError."""
+    program = servers.program_for(directory) if directory else servers.PROGRAM
+    return servers.read(run_there(there, program, timeout))
+
+
+def reach(there: Far, server: Server, found: Found, timeout: float, name: str = "") -> Reached:
+    """Brings a forward to the server up, or finds the one that there is; of the tunnel `name`, or the host's own.
+
+    Raises HoldfastError.
+    """
     if server.hub:
         raise HoldfastError(
-            f"the server in {server.directory} on {there.host} "
-            "belongs to a JupyterHub, and only that can log you in",
-            "open it at the hub's own address; a server beside it: holdfast jupyter HOST --start",
+            f"the server in {server.directory} on {there.host} belongs to a JupyterHub: only that can log you in",
+            f"open it at the hub's own address; a server beside it: holdfast jupyter {there.host} --start",
         )
     forward = Forward(Kind.LOCAL, Address("localhost"), server.place)
-    (tunnel,) = ask(_up(there, [forward], notebook=server.kept.encode()), there.host, timeout)
-    own = next(one for one in tunnel["forwards"] if one["notebook"] and one["notebook"]["pid"] == server.pid)
+    running = tuple(one.pid for one in found.servers)
+    (tunnel,) = ask(_up(there, [forward], name=name, notebook=server.kept, running=running), there.host, timeout)
+    own = next((one for one in tunnel["forwards"] if one["target"] == str(server.place)), None)
+    if own is None:
+        raise HoldfastError("the notebook server has moved in this very moment", "try again")
     if own["state"] not in ("up", "no service", "connecting"):
         hint = f"holdfast jupyter {there.host} --stop, then --start --tls" if server.place.path else own["hint"]
         raise HoldfastError(own["reason"] or f"the tunnel to {server.place} is {own['state']}", hint or "")
+    return _reached(server, tunnel, own)
+
+
+def _reached(server: Server, tunnel: TunnelStatus, own: ForwardStatus) -> Reached:
     listen = parse_address(own["listen"])
     api = Api(listen.port, server.base_url, server.token, secure=server.secure, fingerprint=server.fingerprint)
     return Reached(server, tunnel, listen, api)
 
 
 @contextlib.contextmanager
-def reached_for_a_moment(there: Far, server: Server, timeout: float) -> Iterator[Reached]:
-    """`reach`; the forward goes again, unless it was there before."""
+def reached_for_a_moment(there: Far, server: Server, found: Found, timeout: float) -> Iterator[Reached]:
+    """The server behind a forward that there is, or behind one of a tunnel of its own that goes again."""
     known = client.ask(Status(()), timeout=timeout) if client.something_is_wanted() else []
-    before = any(
-        forward["notebook"] and forward["notebook"]["pid"] == server.pid
-        for tunnel in known
-        for forward in tunnel["forwards"]
-    )
-    reached = reach(there, server, timeout)
+    for tunnel in known:
+        for own in tunnel["forwards"]:
+            is_there = own["target"] == str(server.place) and own["kind"] == "local" and ":" in own["listen"]
+            if is_there and own["state"] == "up" and there.host in (tunnel["host"], tunnel["name"]):
+                yield _reached(server, tunnel, own)
+                return
+    reached = reach(there, server, found, timeout, name=f"moment-{secrets.token_hex(4)}")
     try:
         yield reached
     finally:
-        if not before:
-            _take_down(reached, timeout)
-
-
-def _take_down(reached: Reached, timeout: float) -> None:
-    client.ask(Down((reached.tunnel["name"],), (str(reached.listen.port),), False), timeout=timeout)
+        client.ask(Down((reached.tunnel["name"],), (), False, forget=True), timeout=timeout)
 
 
 def _open(reached: Reached, timeout: float, *, no_browser: bool, as_app: bool) -> int:
     reached.api.wait_for_answer(timeout)
     server = reached.server
     page = f"{reached.url}{reached.api.landing_page()}"
-    if server.password and not server.token:
+    if not server.token and reached.api.wants_login():
         complain(f"the server in {server.directory} asks for the password that you gave it")
     code = _show(f"{page}?token={quote(server.token)}" if server.token else page, no_browser, as_app)
     people.tell_of(reached.tunnel)
@@ -239,20 +267,16 @@ def _choose(found: Found, host: str, port: int | None, directory: str) -> Server
         return chosen[0]
     if not chosen:
         where = f" on port {port}" if port else f" in {directory}" if directory else ""
-        others = f"; there are {len(found.servers)} others" if found.servers else ""
+        others = f"; {len(found.servers)} elsewhere" if found.servers else ""
         hint = f"holdfast jupyter {host} --list" if found.servers else f"holdfast jupyter {host} --start"
         raise HoldfastError(f"no notebook server of yours runs on {host}{where}{others}", hint)
     if not at_terminal():
-        which = ", ".join(_way_to(server) for server in chosen)
+        which = ", ".join(server.option for server in chosen)
         raise UsageError(f"{len(chosen)} notebook servers of yours run on {host}", f"say which: {which}")
     for number, server in enumerate(chosen, 1):
         click.echo(f"{number}  {server.directory}  ({server.place})", err=True)
     number = click.prompt("which one", type=click.IntRange(1, len(chosen)), err=True)
     return chosen[number - 1]
-
-
-def _way_to(server: Server) -> str:
-    return f"--port {server.place.port}" if server.place.port else f"--dir {server.directory}"
 
 
 def _wants_one(found: Found, host: str) -> bool:
@@ -264,36 +288,52 @@ def _wants_one(found: Found, host: str) -> bool:
     )
 
 
-def _find_or_start(there: Far, wish: Wish, timeout: float) -> Server:
-    """The server that runs in the wished directory, or a new one.
+def _find_or_start(there: Far, wish: Wish, timeout: float) -> tuple[Server, Found]:
+    """The server that runs in the wished directory, or a new one; and all that run there.
 
     One at a time: of two commands at once, one starts it and the other finds it.
     """
-    held = lock.acquire(paths.state_dir() / "jupyter-start.lock", timeout + launch.STARTING)
+    lock_file = paths.state_dir() / f"jupyter-start-{default_name(there.host)}.lock"
+    held = lock.acquire(lock_file, timeout + launch.STARTING)
     if held is None:
-        raise HoldfastError("another holdfast command is starting a server", "try again")
+        raise HoldfastError(f"another holdfast command is starting a server on {there.host}", "try again")
     try:
-        found = find(there, timeout)
-        running = servers.matching(found.servers, None, wish.directory or found.home)
+        found = find(there, timeout, wish.directory or "~")
+        running = [server for server in found.servers if server.directory == found.directory]
         if running:
             complain(f"a notebook server runs in {running[0].directory} on {there.host} already")
-            return running[0]
-        if not found.servers:
-            complain(f"starting a notebook server on {there.host}")
+            return running[0], found
+        complain(f"starting a notebook server on {there.host}")
         printed = run_there(there, launch.start_program(wish), timeout, launch.STARTING)
         started = launch.read_started(printed, there.host, wish)
+        found = find(there, timeout)
+        server = next((one for one in found.servers if one.pid == started.pid), None)
+        if server is None:
+            raise HoldfastError(
+                f"the server was started on {there.host}, and can't be found again",
+                f"what it says: holdfast logs {there.host} --remote",
+            )
+        _check_login(there, server, found, timeout)
         _tell_of(started, there.host)
-        for _ in range(_LOOKS):
-            found = find(there, timeout)
-            for server in found.servers:
-                if server.pid == started.pid:
-                    return server
-        raise HoldfastError(
-            f"the server was started on {there.host}, and can't be found again",
-            f"what it says: holdfast logs {there.host} --remote",
-        )
+        return server, found
     finally:
         os.close(held)
+
+
+def _check_login(there: Far, server: Server, found: Found, timeout: float) -> None:
+    """Ends a server on TCP that has just started, and that everybody could use. Raises HoldfastError."""
+    if server.token or server.place.path:
+        return
+    with reached_for_a_moment(there, server, found, timeout) as reached:
+        reached.api.wait_for_answer(timeout)
+        if reached.api.wants_login():
+            return
+    run_there(there, launch.end_program(server.pid, signal=True), timeout)
+    raise HoldfastError(
+        f"your Jupyter configuration on {there.host} turns its login off: every user there could act as you "
+        "through its TCP port, so the server was ended again",
+        f"leave --tcp and --tls out, or see there: ssh {there.host} grep -r token .jupyter",
+    )
 
 
 def _tell_of(started: Started, host: str) -> None:
@@ -310,35 +350,65 @@ def _tell_of(started: Started, host: str) -> None:
         complain(started.warning, f"ask for permission to stay: ssh {host} loginctl enable-linger")
 
 
-def _stop(there: Far, server: Server, timeout: float, *, force: bool) -> int:
-    with contextlib.ExitStack() as stack:
-        reached = stack.enter_context(reached_for_a_moment(there, server, timeout))
-        reached.api.wait_for_answer(timeout)
+def _stop(there: Far, server: Server, found: Found, timeout: float, *, force: bool) -> int:
+    with reached_for_a_moment(there, server, found, timeout) as reached:
+        running: list[Kernel] = []
         if not force:
-            _check_idle(reached.api, there.host)
+            reached.api.wait_for_answer(timeout)
+            running = _check_idle(reached.api, there.host)
         has_agreed = bool(server.token) and reached.api.shut_down()
         printed = run_there(there, launch.end_program(server.pid, signal=not has_agreed), timeout)
-        if "@ended" not in printed:
-            raise HoldfastError(
-                f"the server in {server.directory} on {there.host} does not end",
-                f"ssh {there.host} kill {server.pid}",
-            )
-    with contextlib.suppress(UsageError, HoldfastError):  # it has gone with the moment
-        _take_down(reached, timeout)
+    if not launch.has_ended(printed):
+        raise HoldfastError(
+            f"the server in {server.directory} on {there.host} does not end",
+            f"ssh {there.host} kill {server.pid}",
+        )
+    _take_down(there, server, running, timeout)
     click.echo(f"the notebook server in {server.directory} on {there.host} has ended")
     return Exit.OK
 
 
-def _check_idle(api: Api, host: str) -> None:
-    """Raises HoldfastError where ending the server would end work."""
-    busy = [kernel for kernel in api.kernels() if kernel.state == "busy"]
+def _take_down(there: Far, server: Server, running: Sequence[Kernel], timeout: float) -> None:
+    """Takes away what led to a server that has ended, and to its kernels."""
+    of_kernels = tuple(_beside(kernel).name for kernel in running)
+    for tunnel in client.ask(Status(()), timeout=timeout) if client.something_is_wanted() else []:
+        own = [
+            one["listen"] for one in tunnel["forwards"] if one["notebook"] and one["notebook"]["pid"] == server.pid
+        ]
+        if own and there.host in (tunnel["host"], tunnel["name"]):
+            client.ask(Down((tunnel["name"],), tuple(own), False), timeout=timeout)
+        if of_kernels and tunnel["name"].endswith(of_kernels):
+            client.ask(Down((tunnel["name"],), (), False, forget=True), timeout=timeout)
+    for kernel in running:
+        _beside(kernel).with_suffix(".json").unlink(missing_ok=True)
+
+
+def _beside(kernel: Kernel) -> Path:
+    """Where what belongs to a kernel is on this machine, but for its ending."""
+    return paths.private_dir(paths.runtime_dir() / "kernels") / kernel.id[:8]
+
+
+def _check_idle(api: Api, host: str) -> list[Kernel]:
+    """The server's kernels. Raises HoldfastError where ending it would end work, or might."""
+    try:
+        running = api.kernels()
+    except HoldfastError as error:
+        raise HoldfastError(
+            error.message, f"end it all the same: holdfast jupyter {host} --stop --force"
+        ) from None
+    busy = [kernel for kernel in running if kernel.state == "busy"]
     if busy:
         names = ", ".join(kernel.name for kernel in busy)
-        kernels = "1 kernel is" if len(busy) == 1 else f"{len(busy)} kernels are"
+        what = (
+            "1 kernel is busy, and would lose its"
+            if len(busy) == 1
+            else f"{len(busy)} kernels are busy, and lose their"
+        )
         raise HoldfastError(
-            f"{kernels} busy ({names}), and would lose their work",
+            f"{what} work: {names}",
             f"end it all the same: holdfast jupyter {host} --stop --force",
         )
+    return running
 
 
 def _connect(there: Far, reached: Reached, timeout: float) -> int:
@@ -359,17 +429,27 @@ def _connect(there: Far, reached: Reached, timeout: float) -> int:
 def _connected_kernel(there: Far, kernel: Kernel, name: str, timeout: float) -> Path:
     """The connection file, here, of a kernel whose five ports a tunnel of their own leads to."""
     record = kernels.read(run_there(there, kernels.program(kernel.id), timeout), there.host)
-    targets = kernels.targets(record)
-    forwards = [Forward(Kind.LOCAL, Address("127.0.0.1"), target) for target in targets.values()]
-    (tunnel,) = ask(_up(there, forwards, name=f"{name}-kernel"), there.host, timeout)
-    ports = {own["target"]: parse_address(own["listen"]).port for own in tunnel["forwards"]}
-    path = paths.private_dir(paths.runtime_dir() / "kernels") / f"kernel-{kernel.id}.json"
-    path.touch(mode=0o600)
-    path.write_text(kernels.connection_file(record, {port: ports[str(end)] for port, end in targets.items()}))
-    return path
+    path = _beside(kernel)
+    forwards = kernels.forwards(record, path)
+    (tunnel,) = ask(_up(there, forwards, name=f"{name}-{path.name}"), there.host, timeout)
+    listens = {own["target"]: parse_address(own["listen"]) for own in tunnel["forwards"]}
+    file = path.with_suffix(".json")
+    file.touch(mode=0o600)
+    file.write_text(kernels.connection_file(record, path, [listens[str(own.target)] for own in forwards]))
+    if not (kernels.is_encrypted(record) or kernels.is_on_sockets(record)):
+        complain("what this kernel says can be read by every user of this machine, and of the other one")
+    complain(f"to end its tunnel: holdfast down {tunnel['name']}")
+    return file
 
 
-def _up(there: Far, forwards: Sequence[Forward], *, name: str = "", notebook: dict[str, str] | None = None) -> Up:
+def _up(
+    there: Far,
+    forwards: Sequence[Forward],
+    *,
+    name: str = "",
+    notebook: Notebook | None = None,
+    running: tuple[int, ...] = (),
+) -> Up:
     return Up(
         host=there.host,
         name=name,
@@ -379,7 +459,8 @@ def _up(there: Far, forwards: Sequence[Forward], *, name: str = "", notebook: di
         terminal=at_terminal(),
         wait=True,
         expose=False,
-        notebook=notebook or {},
+        notebook=notebook.encode() if notebook else {},
+        running=running,
     )
 
 
@@ -405,5 +486,7 @@ def _check_together(**given: Any) -> None:
             raise UsageError(f"{option} is about a server that is started", f"add --start, or leave {option} out")
     if given["port"] and given["start"]:
         raise UsageError("--port is about a server that runs already", "leave it out: the server finds a free one")
+    if given["listing"] and (given["start"] or given["stop"]):
+        raise UsageError("--list only lists", "leave it out")
     if given["force"] and not given["stop"]:
         raise UsageError("--force is about a server that is stopped", "add --stop, or leave --force out")

@@ -56,15 +56,17 @@ def _show_remote(names: tuple[str, ...], options: dict[str, Any], lines: int, *,
     there = far(names[0], options)
     program = launch.log_program(_notebook_of(names[0]), max(0, lines), follow=follow)
     if follow:
-        follow_there(there, program, _show_log, LONGEST_TIMEOUT)
-        return
-    printed = run_there(there, program, timeout=60)
-    if printed.startswith("@none"):
+        has_none = "none" in follow_there(there, program, _show_log, LONGEST_TIMEOUT)
+    else:
+        printed = run_there(there, program, timeout=60)
+        has_none = printed.startswith("@none")
+        if not has_none:
+            _show_log(printed)
+    if has_none:
         raise HoldfastError(
             f"no server that holdfast started has a log on {names[0]}",
             f"start one: holdfast jupyter {names[0]} --start",
         )
-    _show_log(printed)
 
 
 def _show_log(text: str) -> None:

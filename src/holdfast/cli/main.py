@@ -118,6 +118,7 @@ def _save_traceback() -> str:
 
     text = f"holdfast {__version__}, {platform.platform()}, Python {platform.python_version()}\n"
     try:
+        paths.crash_log().touch(mode=0o600)
         paths.crash_log().write_text(text + traceback.format_exc())
     except (OSError, HoldfastError):
         return traceback.format_exc()

@@ -11,14 +11,21 @@ import json
 import re
 import ssl
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, quote, urlsplit
 
 from holdfast.errors import HoldfastError
+from holdfast.jupyter.audit import Login
 
 # Seconds for one answer; and between tries while nobody answers yet.
 ANSWER = 15.0
 PAUSE = 0.05
+# Bytes of one that are read.
+LONGEST_ANSWER = 1 << 22
+
+
+class NoAnswer(HoldfastError):
+    """Nothing that is HTTP came back."""
 
 
 class Kernel(NamedTuple):
@@ -43,23 +50,19 @@ class Api:
     def wait_for_answer(self, seconds: float) -> str:
         """The server's version, once it answers. Raises HoldfastError where none does within `seconds`."""
         deadline = time.monotonic() + seconds
-        while True:
-            status = 0
+        answer = None
+        while answer is None:
             try:
-                status, _, body = self._ask("GET", "api")
-                version = json.loads(body)["version"] if status == 200 else None
-            except (OSError, http.client.HTTPException) as error:
+                answer = self._ask("GET", "api")
+            except NoAnswer:
                 if time.monotonic() > deadline:
-                    raise HoldfastError(
-                        f"the notebook server does not answer: {error!r}", "what it says: holdfast logs --remote"
-                    ) from None
+                    raise
                 time.sleep(PAUSE)
-                continue
-            except (ValueError, TypeError, KeyError):
-                version = None
-            if isinstance(version, str):
-                return version
+        status, _, body = answer
+        version = _json(body).get("version") if status == 200 else None
+        if not isinstance(version, str):
             raise HoldfastError(f"what answers there is no notebook server (it says {status} to /api)")
+        return version
 
     def landing_page(self) -> str:
         """The path of the page to begin with, such as `/lab`."""
@@ -77,24 +80,40 @@ class Api:
         """The kernels that run. Raises HoldfastError when the server doesn't tell."""
         status, _, body = self._ask("GET", "api/kernels?no_track_activity=1")
         if status != 200:
-            raise HoldfastError(f"the notebook server doesn't tell its kernels (it says {status})")
+            why = "it wants a password" if status == 403 else f"it says {status}"
+            raise HoldfastError(f"the notebook server doesn't tell which kernels run: {why}")
+        fields = ("id", "name", "execution_state", "last_activity")
         return [
-            Kernel(*(str(one.get(name)) for name in ("id", "name", "execution_state", "last_activity")))
-            for one in json.loads(body)
+            Kernel(*(str(one.get(field)) for field in fields))
+            for one in _json(b'{"kernels":%s}' % body).get("kernels") or ()
+            if isinstance(one, dict)
         ]
 
     def shut_down(self) -> bool:
         """Asks the server to end itself and its kernels. Whether it said yes."""
-        status, _, _ = self._ask("POST", "api/shutdown")
+        try:
+            status, _, _ = self._ask("POST", "api/shutdown")
+        except NoAnswer:  # it may be gone already
+            return True
         return status == 200
 
-    def takes_empty_password(self) -> bool:
-        """Whether an empty password is enough to log in."""
+    def wants_login(self) -> bool:
+        """Whether somebody without token and password is kept out."""
+        status, _, _ = self._ask("GET", "api/status", with_token=False)
+        return status in (401, 403)
+
+    def login(self) -> Login:
+        """What a server without a token asks for."""
+        if not self.wants_login():
+            return Login.NONE
+        return Login.EMPTY_PASSWORD if self._takes_empty_password() else Login.PASSWORD
+
+    def _takes_empty_password(self) -> bool:
         _, headers, _ = self._ask("GET", "login")
         found = re.search(r"_xsrf=([^;]+)", headers.get("set-cookie", ""))
         xsrf = found[1] if found else ""
         fields = {"Content-Type": "application/x-www-form-urlencoded", "Cookie": f"_xsrf={xsrf}"}
-        status, after, _ = self._ask("POST", "login", f"password=&_xsrf={quote(xsrf)}", fields, with_token=False)
+        status, after, _ = self._ask("POST", "login", f"password=&_xsrf={quote(xsrf)}", fields)
         return status in (302, 303) and "login" not in after.get("location", "")
 
     def _ask(
@@ -143,3 +162,12 @@ class Api:
                 "somebody else may be answering there: holdfast doctor HOST",
             )
         return connection
+
+
+def _json(body: bytes) -> dict[str, Any]:
+    """The JSON object in `body`; an empty one where there is none."""
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

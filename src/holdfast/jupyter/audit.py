@@ -6,12 +6,14 @@ The same program looks at the far side and at this machine.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from enum import Enum
 from typing import NamedTuple
 
 from holdfast.forward import Address
 from holdfast.jupyter import servers
-from holdfast.jupyter.servers import Found, Listener, Server
+from holdfast.jupyter.servers import NOBODY, Found, Listener, Server, number
 from holdfast.openssh.script import sections
 
 # Who is here, for `holdfast up` too: it costs a few processes. People's uids begin at 1000 (UID_MIN in login.defs;
@@ -23,47 +25,45 @@ is_person() {
     case $1 in *[!0-9]*|'') return 1;; esac
     [ "$1" -ge $first ] && { [ "$1" -lt 60000 ] || [ "$1" -gt 65535 ]; }
 }
-echo "@me $(id -un)"
-echo @logged-in
+tell "me $(id -un)"
+tell logged-in
 {
     who | sed 's/ .*//'
     ps -eo uid=,user= | sort -u | while read -r number name; do
-        case $name in *[!0-9]*) is_person "$number" && echo "$name";; esac
+        case $name in *[!0-9]*) is_person "$number" && put "$name";; esac
     done
 } 2>/dev/null | sort -u
 """
 
-# `@kernel PORT encrypted|plain` for each kernel on TCP; `@mode MODE PATH` for what ought to be private.
+# `kernel PORT encrypted|plain` for each kernel on TCP; `mode MODE PATH` for what ought to be private.
 PROGRAM = (
-    PEOPLE
+    servers.COMMON
+    + PEOPLE
     + r"""
-echo @accounts
+tell accounts
 { getent passwd || cat /etc/passwd; } 2>/dev/null | while IFS=: read -r name _ number _ _ _ shell; do
     case $shell in */nologin|*/false|'') continue;; esac
-    is_person "$number" && echo "$name"
+    is_person "$number" && put "$name"
 done
-echo @sockets
+tell sockets
 ls -l /proc/[0-9]*/fd 2>/dev/null | grep -E '^/proc|socket:' | sed 's/.*socket:/socket:/'
-echo @programs
+tell programs
 ps -u "$(id -u)" -o pid=,comm= 2>/dev/null
-data=${JUPYTER_DATA_DIR:-${XDG_DATA_HOME:-$HOME/.local/share}/jupyter}
-for directory in "$JUPYTER_RUNTIME_DIR" "$data/runtime" /tmp/holdfast-*/runtime; do
-    [ -d "$directory" ] && [ -O "$directory" ] || continue
-    echo "@mode $(ls -ld "$directory" | cut -c1-10) $directory"
-    for file in "$directory"/*server-*-open.html; do
-        [ -f "$file" ] && echo "@mode $(ls -l "$file" | cut -c1-10) $file"
-    done
-    for file in "$directory"/kernel-*.json; do
-        [ -f "$file" ] || continue
+mode() { tell "mode $(ls -ld "$1" | cut -c1-10) $1"; }
+inspect() {
+    [ -d "$1" ] && [ -O "$1" ] || return
+    mode "$1"
+    for file in "$1"/*server-*-open.html; do is_own_file "$file" && mode "$file"; done
+    for file in "$1"/kernel-*.json; do
+        is_own_file "$file" || continue
         port=$(sed -n 's/.*"iopub_port": *\([0-9]*\).*/\1/p' "$file")
         kind=plain
         grep -q '"curve_' "$file" && kind=encrypted
-        grep -q '"transport": *"ipc"' "$file" || echo "@kernel $port $kind"
+        grep -q '"transport": *"ipc"' "$file" || tell "kernel $port $kind"
     done
-done
-for directory in /tmp/holdfast-????????; do
-    [ -d "$directory" ] && [ -O "$directory" ] && echo "@mode $(ls -ld "$directory" | cut -c1-10) $directory"
-done
+}
+runtime_directories | while IFS= read -r directory; do inspect "$directory"; done
+starts | while IFS= read -r start; do mode "$start"; done
 """
     + servers.PROGRAM
 )
@@ -73,6 +73,14 @@ TCP_RISK = (
     "every user there can connect to it, and one who is quicker to take its port is sent your browser's cookie"
 )
 _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
+
+
+class Login(Enum):
+    """What a server without a token asks for."""
+
+    NONE = "nothing"
+    EMPTY_PASSWORD = "an empty password"  # noqa: S105
+    PASSWORD = "a password"  # noqa: S105
 
 
 class Finding(NamedTuple):
@@ -107,28 +115,31 @@ def read(printed: str) -> Looked:
     """What `PROGRAM` found. Whatever in it makes no sense is passed over."""
     parts = list(sections(printed))
     texts = {name: text for name, _, text in parts}
-    uid = next((int(words[0]) for name, words, _ in parts if name == "uid" and words), -1)
+    uid = next((number(words[0]) for name, words, _ in parts if name == "uid" and words), NOBODY)
     me = next((" ".join(words) for name, words, _ in parts if name == "me"), "")
     mine = tuple(one for one in servers.listeners_in(parts, uid) if one.uid == uid)
     ports = {one.port for one in mine}
     kernels = tuple(
-        (int(words[0]), words[1] == "encrypted")
+        (number(words[0]), words[1] == "encrypted")
         for name, words, _ in parts
-        if name == "kernel" and len(words) == 2 and words[0].isdigit() and int(words[0]) in ports
+        if name == "kernel" and len(words) == 2 and number(words[0]) in ports
     )
-    modes = tuple((words[0], " ".join(words[1:])) for name, words, _ in parts if name == "mode" and len(words) > 1)
+    modes = tuple(
+        (words[0], " ".join(words[1:]))
+        for name, words, _ in parts
+        if name == "mode" and len(words) > 1 and " ".join(words).isprintable()
+    )
     accounts = tuple(name for name in _lines(texts.get("accounts", "")) if name != me)
     programs = _programs(texts.get("sockets", ""), texts.get("programs", ""))
     return Looked(others(printed), accounts, mine, programs, kernels, modes, servers.read(printed))
 
 
-def findings(looked: Looked, host: str, *, empty_passwords: Iterable[int] = ()) -> Iterator[Finding]:
-    """What is right and wrong on `host`; `empty_passwords` are the pids of servers that an empty one opens."""
+def findings(looked: Looked, host: str, logins: Mapping[int, Login] | None = None) -> Iterator[Finding]:
+    """What is right and wrong on `host`; `logins` is what servers without a token ask for, by their pids."""
     is_shared = bool(looked.people or looked.accounts)
     yield _sharing(looked, host)
-    open_wide = set(empty_passwords)
     for server in looked.found.servers:
-        yield from _of_server(server, looked, host, is_shared=is_shared, has_empty=server.pid in open_wide)
+        yield from _of_server(server, looked, host, is_shared=is_shared, login=(logins or {}).get(server.pid))
     if not looked.found.servers:
         yield Finding(False, f"no notebook server of yours runs on {host}")
     if looked.found.strange:
@@ -170,14 +181,18 @@ def _sharing(looked: Looked, host: str) -> Finding:
 
 
 def _of_server(
-    server: Server, looked: Looked, host: str, *, is_shared: bool, has_empty: bool
+    server: Server, looked: Looked, host: str, *, is_shared: bool, login: Login | None
 ) -> Iterator[Finding]:
     name = f"the notebook server in {server.directory} ({server.place})"
-    again = f"holdfast jupyter {host} --stop{_chosen(server)}, then holdfast jupyter {host} --start"
+    again = (
+        ""
+        if server.hub
+        else f"holdfast jupyter {host} --stop {server.option}, then holdfast jupyter {host} --start"
+    )
     risks = []
-    if not server.token and not server.password:
+    if login is Login.NONE:
         risks.append("has no token: whoever can connect to it runs programs as you")
-    if has_empty:
+    if login is Login.EMPTY_PASSWORD:
         risks.append("takes an empty password: whoever can connect to it runs programs as you")
     if not server.place.path:
         hosts = {one.host for one in looked.listeners if one.port == server.place.port}
@@ -189,11 +204,7 @@ def _of_server(
         yield Finding(True, f"{name} {risk}", again)
     if not risks:
         how = "a socket of yours alone" if server.place.path else "TLS" if server.secure else "loopback"
-        yield Finding(False, f"{name} asks for its {'token' if server.token else 'password'}, over {how}")
-
-
-def _chosen(server: Server) -> str:
-    return f" --port {server.place.port}" if server.place.port else f" --dir {server.directory}"
+        yield Finding(False, f"{name} asks for {'its token' if server.token else 'a password'}, over {how}")
 
 
 def _of_listeners(looked: Looked, host: str) -> Iterator[Finding]:
@@ -229,11 +240,19 @@ def _of_kernels(looked: Looked, host: str, *, is_shared: bool) -> Iterator[Findi
 
 
 def _of_modes(modes: Iterable[tuple[str, str]], host: str) -> Iterator[Finding]:
+    modes = list(modes)
+    closed = [f"{path}/" for mode, path in modes if mode.startswith("d") and not _is_open(mode)]
     for mode, path in modes:
-        if mode[4:10].strip("-T"):
+        if _is_open(mode) and not path.startswith(tuple(closed)):
             what = "others can look into" if mode.startswith("d") else "others can read the token in"
             right = "700" if mode.startswith("d") else "600"
-            yield Finding(True, f"{what} {path} on {host} ({mode})", f"ssh {host} chmod {right} {path}")
+            command = f"chmod {right} {shlex.quote(path)}"  # for a shell there, and one here
+            yield Finding(True, f"{what} {path} on {host} ({mode})", f"ssh {host} {shlex.quote(command)}")
+
+
+def _is_open(mode: str) -> bool:
+    """Whether somebody else may do something, in the words of ls."""
+    return bool(mode[4:10].strip("-TS"))
 
 
 def _programs(sockets: str, programs: str) -> dict[int, str]:
@@ -255,4 +274,4 @@ def _names(people: Sequence[str]) -> str:
 
 
 def _lines(text: str) -> list[str]:
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return [line.strip() for line in text.splitlines() if line.strip() and line.isprintable()]

@@ -6,28 +6,35 @@ The file holds the key with which its messages are signed, so it is fetched when
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from holdfast.errors import HoldfastError
-from holdfast.forward import Address
+from holdfast.forward import Address, Forward, Kind
+from holdfast.jupyter.servers import COMMON
 from holdfast.openssh import script
 
 PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 
-_PROGRAM = r"""
-data=${JUPYTER_DATA_DIR:-${XDG_DATA_HOME:-$HOME/.local/share}/jupyter}
-for directory in "$JUPYTER_RUNTIME_DIR" "$data/runtime" "$HOME/Library/Jupyter/runtime" /tmp/holdfast-*/runtime; do
-    file=$directory/kernel-$id.json
-    [ -f "$file" ] && [ -O "$file" ] || continue
-    echo @file
-    head -c 16384 "$file"
-    return
+_PROGRAM = (
+    COMMON
+    + r"""
+runtime_directories | while IFS= read -r directory; do
+    is_own_file "$directory/kernel-$id.json" || continue
+    tell file
+    head -c 16384 "$directory/kernel-$id.json"
+    break
 done
 """
+)
 
 
 def program(kernel: str) -> str:
-    """The program that prints the connection file of the kernel with this id."""
+    """The program that prints the connection file of the kernel with this id. Raises HoldfastError."""
+    if not re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", kernel):
+        raise HoldfastError(f"the server has a kernel whose id is {kernel[:60]!r}", "this is no Jupyter server")
     return script.assign(id=kernel) + _PROGRAM
 
 
@@ -46,13 +53,27 @@ def read(printed: str, host: str) -> dict[str, Any]:
     )
 
 
-def targets(record: dict[str, Any]) -> dict[str, Address]:
-    """Where each of the kernel's ports is over there: on TCP, or a Unix socket each."""
-    if record.get("transport") == "ipc":
-        return {name: Address(path=f"{record['ip']}-{record[name]}") for name in PORTS}
-    return {name: Address(record["ip"], record[name]) for name in PORTS}
+def is_on_sockets(record: dict[str, Any]) -> bool:
+    """Whether the kernel talks over Unix sockets, and not over TCP."""
+    return record.get("transport") == "ipc"
 
 
-def connection_file(record: dict[str, Any], ports: dict[str, int]) -> str:
-    """The file for this machine, on which the kernel's ports are `ports`."""
-    return json.dumps({**record, "transport": "tcp", "ip": "127.0.0.1", **ports}, indent=1)
+def is_encrypted(record: dict[str, Any]) -> bool:
+    """Whether what the kernel says can't be read by whoever connects to its ports."""
+    return "curve_publickey" in record
+
+
+def forwards(record: dict[str, Any], beside: Path) -> list[Forward]:
+    """The forwards for PORTS, in that order; from sockets `beside` the file, where they lead to such."""
+    if is_on_sockets(record):
+        ends = [(Address(path=f"{beside}-{record[name]}"), f"{record['ip']}-{record[name]}") for name in PORTS]
+        return [Forward(Kind.LOCAL, here, Address(path=there)) for here, there in ends]
+    return [Forward(Kind.LOCAL, Address("127.0.0.1"), Address(record["ip"], record[name])) for name in PORTS]
+
+
+def connection_file(record: dict[str, Any], beside: Path, listens: Sequence[Address]) -> str:
+    """The file for this machine, where the forwards for PORTS listen on `listens`."""
+    if is_on_sockets(record):
+        return json.dumps({**record, "ip": str(beside)}, indent=1)
+    ports = {name: listen.port for name, listen in zip(PORTS, listens, strict=True)}
+    return json.dumps({**record, "ip": "127.0.0.1", **ports}, indent=1)

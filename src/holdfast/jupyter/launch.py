@@ -15,7 +15,7 @@ from importlib import resources
 from typing import Any, NamedTuple
 
 from holdfast.errors import HoldfastError, UsageError
-from holdfast.jupyter.servers import fingerprint_in
+from holdfast.jupyter.servers import COMMON, fingerprint_in
 from holdfast.openssh import script
 
 KINDS = ("conda", "venv", "pixi", "uv", "module")
@@ -42,41 +42,41 @@ bases() {
     for base in "${CONDA_EXE%/bin/conda}" "$MAMBA_ROOT_PREFIX" "$HOME/miniforge3" "$HOME/miniconda3" \
         "$HOME/mambaforge" "$HOME/anaconda3" "$HOME/micromamba" "$HOME/.local/share/mamba" \
         /opt/conda /opt/miniforge3 /opt/miniconda3 /opt/anaconda3
-    do [ -n "$base" ] && [ -d "$base" ] && echo "$base"; done
+    do [ -n "$base" ] && [ -d "$base" ] && put "$base"; done
 }
 conda_prefixes() {
     {
         bases | while IFS= read -r base; do
-            [ -d "$base/conda-meta" ] && echo "$base"
-            for prefix in "$base"/envs/*; do echo "$prefix"; done
+            [ -d "$base/conda-meta" ] && put "$base"
+            for prefix in "$base"/envs/*; do put "$prefix"; done
         done
-        for prefix in "$HOME"/.conda/envs/*; do echo "$prefix"; done
+        for prefix in "$HOME"/.conda/envs/*; do put "$prefix"; done
         cat "$HOME/.conda/environments.txt"
-    } 2>/dev/null | sort -u | while IFS= read -r prefix; do [ -d "$prefix" ] && echo "$prefix"; done
+    } 2>/dev/null | sort -u | while IFS= read -r prefix; do [ -d "$prefix" ] && put "$prefix"; done
 }
 environments() {
     conda_prefixes | while IFS= read -r prefix; do
         case $prefix in
-            */envs/*) has_jupyter "$prefix" && echo "conda:${prefix##*/}";;
-            *) has_jupyter "$prefix" && echo "conda:$prefix";;
+            */envs/*) has_jupyter "$prefix" && put "conda:${prefix##*/}";;
+            *) has_jupyter "$prefix" && put "conda:$prefix";;
         esac
     done
     for prefix in "$directory/.venv" "$directory/venv" "$HOME/.venv" "$HOME/venv" "$HOME"/.virtualenvs/* \
         "$HOME"/.venvs/* "$HOME"/venvs/* "$HOME"/envs/*
-    do [ -f "$prefix/pyvenv.cfg" ] && has_jupyter "$prefix" && echo "venv:$prefix"; done
-    for prefix in "$directory"/.pixi/envs/*; do has_jupyter "$prefix" && echo "pixi:$prefix"; done
+    do [ -f "$prefix/pyvenv.cfg" ] && has_jupyter "$prefix" && put "venv:$prefix"; done
+    for prefix in "$directory"/.pixi/envs/*; do has_jupyter "$prefix" && put "pixi:$prefix"; done
 }
 fail() {
     environments | sort -u > "$ours/environments"
-    echo "$1" > "$ours/failed"
+    put "$1" > "$ours/failed"
     exit 1
 }
 placed() {
     case $1 in
-        '~') echo "$HOME";;
-        '~/'*) echo "$HOME/${1#'~/'}";;
-        /*) echo "$1";;
-        *) echo "$directory/$1";;
+        '~') put "$HOME";;
+        '~/'*) put "$HOME/${1#'~/'}";;
+        /*) put "$1";;
+        *) put "$directory/$1";;
     esac
 }
 use() {
@@ -127,7 +127,7 @@ use_environment() {
         conda:*/*) prefix=$(placed "$wanted");;
         conda:base) prefix=$(bases | head -n 1);;
         conda:*) prefix=$(conda_prefixes | while IFS= read -r one; do
-                [ "${one##*/}" = "$wanted" ] && echo "$one"; done | head -n 1);;
+                [ "${one##*/}" = "$wanted" ] && put "$one"; done | head -n 1);;
         venv:*) prefix=$(placed "$wanted");;
         pixi:*) prefix=$(placed "$wanted"); [ -d "$prefix/.pixi" ] && prefix=$prefix/.pixi/envs/default;;
         uv:*) prefix=$(placed "$wanted")/.venv;;
@@ -143,26 +143,22 @@ exec "$python" "$ours/jupyter" "$ours" "$kind" "$app"
 # Starts it, detached from the connection, and waits for the file in which the server announces itself.
 _START = r"""
 umask 077
-case $directory in
-    '') directory=$HOME;;
-    '~') directory=$HOME;;
-    '~/'*) directory=$HOME/${directory#'~/'};;
-    /*) ;;
-    *) directory=$HOME/$directory;;
-esac
+directory=$(placed "$directory")
 if ! cd "$directory" 2>/dev/null; then
-    echo @failed
-    echo "there is no directory $directory"
+    tell failed
+    put "there is no directory $directory"
     return
 fi
-for old in /tmp/holdfast-????????; do
-    [ -d "$old" ] && [ ! -h "$old" ] && [ -O "$old" ] && [ -s "$old/pid" ] || continue
-    kill -0 "$(cat "$old/pid")" 2>/dev/null || rm -rf "$old"
+starts | while IFS= read -r old; do
+    pid=$(pid_of "$old") && ! kill -0 "$pid" 2>/dev/null || continue
+    # A container's server, whose processes aren't seen from here, holds a lock (starter.py).
+    command -v flock >/dev/null && ! flock -n "$old" true && continue
+    rm -rf "$old"
 done
-ours=$(mktemp -d /tmp/holdfast-XXXXXXXX) || { echo @failed; echo "can't make a directory in /tmp"; return; }
+ours=$(mktemp -d /tmp/holdfast-XXXXXXXX) || { tell failed; echo "can't make a directory in /tmp"; return; }
 fail() {
-    echo @failed
-    echo "$1"
+    tell failed
+    put "$1"
     rm -rf "$ours"
 }
 pwd -P > "$ours/directory"
@@ -181,52 +177,60 @@ cat > "$ours/jupyter" <<'HOLDFAST_END_OF_JUPYTER'
 @STARTER@
 HOLDFAST_END_OF_JUPYTER
 shell=${SHELL:-/bin/sh}
+command="${modules}exec sh $ours/run"
 case ${shell##*/} in
-    bash|zsh|fish|ksh|ksh93|mksh) set -- "$shell" -lic "${modules}exec sh $ours/run";;
-    tcsh|csh) set -- "$shell" -c "${modules}exec sh $ours/run";;
-    *) set -- "$shell" -lc "${modules}exec sh $ours/run";;
+    bash|zsh|fish|ksh|ksh93|mksh) flags=-lic;;
+    tcsh|csh) flags=-c command="if (-r ~/.login) source ~/.login; $command";;
+    *) flags=-lc;;
 esac
-how=setsid
 linger=$(loginctl show-user "$(id -un)" -p Linger --value 2>/dev/null)
 kills=$(loginctl show-session -p KillUserProcesses --value 2>/dev/null)
 if [ "$linger" = yes ] && systemd-run --user --scope --quiet --collect true 2>/dev/null; then
-    how=systemd
-    set -- systemd-run --user --scope --quiet --collect --unit="holdfast-jupyter-${ours##*-}" "$@"
+    set -- systemd-run --user --scope --quiet --collect --unit="holdfast-jupyter-${ours##*-}"
+else set --
 fi
 if command -v setsid >/dev/null; then set -- setsid "$@"; else set -- nohup "$@"; fi
-"$@" </dev/null >"$ours/log" 2>&1 &
-child=$!
-tries=0
-while [ $tries -lt @TRIES@ ]; do
+begin() {
+    "$@" </dev/null >>"$ours/log" 2>&1 &
+    child=$!
+}
+begin "$@" "$shell" $flags "$command"
+deadline=$(($(date +%s) + @SECONDS@))
+while [ "$(date +%s)" -lt $deadline ]; do
     pid=$(cat "$ours/pid" 2>/dev/null)
     [ -s "$ours/failed" ] && break
     if runtime=$(cat "$ours/runtime-dir" 2>/dev/null); then
         for file in "$runtime/jpserver-$pid.json" "$runtime/nbserver-$pid.json"; do
             [ -s "$file" ] || continue
-            echo "@started $pid $how ${linger:-unknown} ${kills:-unknown}"
-            echo @facts
+            tell "started $pid ${linger:-unknown} ${kills:-unknown}"
+            tell facts
             cat "$ours/facts"
             echo
             if [ "$kind" = tls ]; then
-                echo @fingerprint
+                tell fingerprint
                 openssl x509 -in "$ours/cert.pem" -noout -fingerprint -sha256
             fi
             return
         done
     fi
-    kill -0 "${pid:-$child}" 2>/dev/null || break
-    tries=$((tries + 1))
+    if ! kill -0 "${pid:-$child}" 2>/dev/null; then
+        # A login file that runs something else in its place does so for an interactive shell only, as a rule.
+        [ -z "$pid" ] && [ $flags = -lic ] || break
+        flags=-lc
+        begin "$@" "$shell" $flags "$command"
+    fi
     sleep 0.1 2>/dev/null || sleep 1
 done
-echo @failed
+tell failed
 if [ -s "$ours/failed" ]; then cat "$ours/failed"
 elif kill -0 "${pid:-$child}" 2>/dev/null; then echo "the server did not start within @SECONDS@ s"
+elif [ -z "$pid" ]; then echo "your login files there end the shell, or run something else in its place"
 else echo "the server ended while it started"
 fi
-echo @environments
+tell environments
 cat "$ours/environments" 2>/dev/null
-echo @log
-tail -n @LAST_WORDS@ "$ours/log" | sed 's/^@/ @/'
+tell log
+tail -n @LAST_WORDS@ "$ours/log"
 kill "${pid:-$child}" 2>/dev/null
 rm -rf "$ours"
 """
@@ -292,13 +296,12 @@ def start_program(wish: Wish) -> str:
         environment_line=script.assign(environment="" if modules else wish.environment).strip(),
     )
     filled = {
-        "@RUN@": _RUN.strip(),
+        "@RUN@": script.PUT + _RUN.strip(),
         "@STARTER@": source.strip(),
-        "@TRIES@": str((STARTING - 10) * 10),
         "@SECONDS@": str(STARTING - 10),
         "@LAST_WORDS@": str(_LAST_WORDS),
     }
-    program = _START
+    program = COMMON + _START
     for name, value in filled.items():
         program = program.replace(name, value)
     return values + program
@@ -309,7 +312,7 @@ def read_started(printed: str, host: str, wish: Wish) -> Started:
     parts = {name: (words, text.strip()) for name, words, text in script.sections(printed)}
     if "started" not in parts:
         raise _failure({name: text for name, (_, text) in parts.items()}, host, wish)
-    pid, _, linger, kills = parts["started"][0]
+    pid, linger, kills = parts["started"][0]
     facts: dict[str, Any] = json.loads(parts["facts"][1])
     fingerprint = fingerprint_in(parts.get("fingerprint", ([], ""))[1])
     warning = ""
@@ -359,34 +362,33 @@ def without_tokens(log: str) -> str:
     return re.sub(r"(token=)[^&\s\"']{4,}", r"\1...", plain)
 
 
-# Removes what a start left, once its server has ended; `$pid` is set before it.
+# Removes what a start left, once its server has ended; `$ended` is the server's pid.
 _TIDY = r"""
-for old in /tmp/holdfast-????????; do
-    [ -d "$old" ] && [ ! -h "$old" ] && [ -O "$old" ] && [ "$(cat "$old/pid" 2>/dev/null)" = "$pid" ] || continue
-    rm -rf "$old"
-done
+starts | while IFS= read -r old; do [ "$(pid_of "$old")" = "$ended" ] && rm -rf "$old"; done
 """
 
 # Waits until a server has ended (10 s), telling it to where it can't be told by HTTP.
 _END = r"""
-[ "$signal" = yes ] && kill "$pid" 2>/dev/null
-tries=0
-while kill -0 "$pid" 2>/dev/null && [ $tries -lt 100 ]; do
-    tries=$((tries + 1))
+[ "$signal" = yes ] && kill "$ended" 2>/dev/null
+deadline=$(($(date +%s) + 10))
+while kill -0 "$ended" 2>/dev/null; do
+    if [ "$(date +%s)" -ge $deadline ]; then tell runs; return; fi
     sleep 0.1 2>/dev/null || sleep 1
 done
-if kill -0 "$pid" 2>/dev/null; then echo @runs; return; fi
-echo @ended
+tell ended
 """
 
 _LOG = r"""
-for one in $(ls -td /tmp/holdfast-????????/log 2>/dev/null); do
-    [ -f "$one" ] && [ -O "$one" ] || continue
-    [ -z "$pid" ] || [ "$(cat "${one%log}pid" 2>/dev/null)" = "$pid" ] || continue
-    log=$one
-    break
-done
-if [ -z "$log" ]; then echo @none; return; fi
+log=$(starts | {
+    newest=''
+    while IFS= read -r start; do
+        is_own_file "$start/log" || continue
+        [ -z "$wanted" ] || [ "$(pid_of "$start")" = "$wanted" ] || continue
+        [ -z "$newest" ] || [ -n "$(find "$start/log" -newer "$newest")" ] && newest=$start/log
+    done
+    put "$newest"
+})
+if [ -z "$log" ]; then tell none; return; fi
 if [ "$follow" = yes ]; then
     tail -n "$lines" -f "$log" &
     cat > /dev/null
@@ -400,15 +402,20 @@ fi
 def end_program(pid: int, *, signal: bool) -> str:
     """Waits until the server `pid` has ended, for at most 10 s, and tidies up; with `signal` it is told to first.
 
-    Prints `@ended`, or `@runs` when it hasn't.
+    Tells `ended`, or `runs` when it hasn't.
     """
-    return script.assign(pid=str(pid), signal="yes" if signal else "no") + _END + _TIDY
+    return script.assign(ended=str(pid), signal="yes" if signal else "no") + COMMON + _END + _TIDY
+
+
+def has_ended(printed: str) -> bool:
+    """Whether the server of `end_program` has."""
+    return any(name == "ended" for name, _, _ in script.sections(printed))
 
 
 def log_program(pid: int | None, lines: int, *, follow: bool) -> str:
-    """Prints the last lines of the log of the server `pid` that we started, or of the last one, or `@none`.
+    """Prints the last lines of the log of the server `pid` that we started, or of the last one; or tells `none`.
 
     With `follow` it goes on to the end of its input.
     """
-    chosen = script.assign(pid=str(pid or ""), lines=str(lines), follow="yes" if follow else "no", log="")
-    return chosen + _LOG
+    wanted = script.assign(wanted=str(pid or ""), lines=str(lines), follow="yes" if follow else "no")
+    return wanted + COMMON + _LOG

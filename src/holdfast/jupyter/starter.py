@@ -7,8 +7,10 @@ directory in which everything of this start is, what to listen on (`socket`, `tl
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import re
 import runpy
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -37,13 +39,9 @@ def versions(names: list[str]) -> dict[str, tuple[int, ...]]:
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    parts: list[int] = []
-    for part in text.split("."):
-        digits = "".join(digit for digit in part if digit.isdigit())
-        if not digits:
-            break
-        parts.append(int(digits))
-    return tuple(parts)
+    """The numbers that a version begins with: (4, 2) for 4.2rc1."""
+    found = re.match(r"[0-9]+(\.[0-9]+)*", text)
+    return tuple(map(int, found[0].split("."))) if found else ()
 
 
 def plan(
@@ -111,6 +109,8 @@ def main(ours: str, kind: str, app: str) -> None:
     os.environ["JUPYTER_TOKEN_FILE"] = f"{ours}/token"
     for name in ("JUPYTER_TOKEN", "JUPYTER_PORT"):
         os.environ.pop(name, None)
+    # For as long as this process lives: systemd-tmpfiles leaves what is locked alone, however old it is.
+    fcntl.flock(os.open(ours, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
     Path(ours, "facts").write_text(json.dumps(told))
     Path(ours, "runtime-dir").write_text(jupyter_runtime_dir())
     sys.argv[1:] = options

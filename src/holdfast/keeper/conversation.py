@@ -52,6 +52,8 @@ from holdfast.version import __version__
 PATIENCE = 10.0
 # Seconds that a keeper which has just started gets to find its masters again.
 ADOPTION = 5.0
+# Seconds that a keeper which is told to stop gives masters that nobody needs; the next keeper ends what is left.
+ENDING = 3.0
 
 
 class Conversation:
@@ -179,7 +181,7 @@ class Conversation:
             case Run():
                 return await self._run(request)
             case Stop():
-                await self._end(await self._keeper.ask(self._keeper.end_visits))
+                await self._end(await self._keeper.ask(self._keeper.end_visits), ENDING)
                 return []
             case LoginEnded():
                 raise KeeperError("no login was asked for")
@@ -217,7 +219,9 @@ class Conversation:
         if request.upkeep.get("notify") and (reason := notices.why_not(request.environment)):
             raise HoldfastError(reason, "leave --notify out, or do that first")
         tunnel = await self._keeper.ask(
-            lambda: self._keeper.want(found, forwards, request.environment, settings, terminal, upkeep, notebook)
+            lambda: self._keeper.want(
+                found, forwards, request.environment, settings, terminal, upkeep, notebook, request.running
+            )
         )
         if not request.wait:
             return [tunnel.status()]
@@ -232,14 +236,16 @@ class Conversation:
 
     async def _down(self, request: Down) -> list[TunnelStatus]:
         names = tuple(self._keeper.tunnels) if request.everything else request.names
-        await self._end(await self._keeper.ask(lambda: self._keeper.drop(names, request.listens)))
+        await self._end(
+            await self._keeper.ask(lambda: self._keeper.drop(names, request.listens, forget=request.forget))
+        )
         if request.everything:
             await self._end(await self._keeper.ask(self._keeper.end_visits))
         return [tunnel.status() for name in names if (tunnel := self._keeper.tunnels.get(name))]
 
-    async def _end(self, ending: list[asyncio.Task[None]]) -> None:
+    async def _end(self, ending: list[asyncio.Task[None]], seconds: float | None = None) -> None:
         if ending:
-            await asyncio.wait(ending)
+            await asyncio.wait(ending, timeout=seconds)
 
     async def _run(self, request: Run) -> list[TunnelStatus]:
         """Has the program's output sent as it comes."""
@@ -248,8 +254,11 @@ class Conversation:
         if len(request.program.encode()) > script.LONGEST_PROGRAM:
             raise KeeperError("the program is too long")
         terminal = self if request.terminal else None
-        link = await self._keeper.ask(lambda: self._keeper.visit(request, terminal))
+        visited: list[Link] = []
         try:
+            # A decision is carried out though its client goes away while it is saved.
+            await self._keeper.ask(lambda: visited.append(self._keeper.visit(request, terminal)))
+            (link,) = visited
             socket = await self._reach(link)
             output = session.stream(socket, request.program, link.host, keep_input=request.keep_input)
             async with asyncio.timeout(request.seconds), contextlib.aclosing(output):
@@ -257,9 +266,9 @@ class Conversation:
                     self._say(Answer(output=text))
                     await self._writer.drain()
         except TimeoutError:
-            raise HoldfastError(f"{link.host} took longer than {request.seconds} s", "try again") from None
+            raise HoldfastError(f"{request.host} took longer than {request.seconds} s", "try again") from None
         finally:
-            self._keeper.ask_later(lambda: self._keeper.leave(link))
+            self._keeper.ask_later(lambda: self._keeper.leave(visited))
         return []
 
     async def _reach(self, link: Link) -> Path:
@@ -283,7 +292,7 @@ class Conversation:
         names = request.names or tuple(self._keeper.tunnels)
         chosen = await self._keeper.ask(lambda: [self._keeper.get(name) for name in names])
         await _prove(chosen)
-        await self._keeper.notebooks.look_again({tunnel.link for tunnel in chosen})
+        await self._keeper.notebooks.look_again({tunnel.link for tunnel in chosen}, doubt=request.look)
         await self._keeper.ask(lambda: None)  # what the round trips brought has been taken in after this
         return [tunnel.status() for tunnel in chosen]
 

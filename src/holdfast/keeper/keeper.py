@@ -205,15 +205,17 @@ class Keeper:
         terminal: Terminal | None = None,
         upkeep: Upkeep | None = None,
         notebook: Notebook | None = None,
+        running: Sequence[int] = (),
     ) -> Tunnel:
         """Brings the tunnel up, with `forwards` besides those it has. Raises UsageError, and changes nothing.
 
         `settings` is what ssh would use, if the caller has just found out; a person can log in at `terminal`;
-        `upkeep` is how it is to be kept, None for as before; `notebook` is what the only forward leads to.
+        `upkeep` is how it is to be kept, None for as before; `notebook` is what the only forward leads to, and
+        `running` are the pids of all that run there.
         """
         tunnel = self.tunnels.get(found.name)
         if notebook is not None:
-            forwards = [self._placed(forwards[0], notebook, found, tunnel)]
+            forwards = [self._placed(forwards[0], notebook, found, tunnel, running)]
         added = [forward for forward in forwards if not (tunnel and tunnel.has(forward))]
         for forward in added:
             self._check_overlap(forward)
@@ -244,14 +246,16 @@ class Keeper:
         self._undo = functools.partial(self._take_away, tunnel, opened)
         return tunnel
 
-    def drop(self, names: Iterable[str], listens: Sequence[str]) -> list[asyncio.Task[None]]:
+    def drop(
+        self, names: Iterable[str], listens: Sequence[str], *, forget: bool = False
+    ) -> list[asyncio.Task[None]]:
         """Takes tunnels down, or their forwards on `listens`; what to wait for. Raises UsageError first of all."""
         chosen = [
             self.get(name) for name in dict.fromkeys(names) if name in self.tunnels or name not in self._past
         ]
         matched = [tunnel.on(listens) for tunnel in chosen]
         for tunnel, forwards in zip(chosen, matched, strict=True):
-            if len(forwards) == len(tunnel.forwards):
+            if len(forwards) == len(tunnel.forwards) and not forget:
                 self._past[tunnel.name] = saved_tunnel(tunnel, wanted=False)
         return [
             task
@@ -322,16 +326,20 @@ class Keeper:
             return known.host, known.options
         return host, options
 
-    def leave(self, link: Link) -> None:
-        """Ends a visit. A link that nothing else needs stays for the next one, if it is up."""
-        link.visits -= 1
-        if link.visits or any(tunnel.link is link for tunnel in self.tunnels.values()):
-            return
-        if link.state is LinkState.UP:
-            loop = asyncio.get_running_loop()
-            link.lingering = loop.call_later(LINGER, lambda: self.ask_later(lambda: self._end_lingering(link)))
-        else:
-            self._let_down(link)
+    def leave(self, visited: Iterable[Link]) -> None:
+        """Ends visits. A link that nothing else needs stays for the next one, if it is up."""
+        for link in visited:
+            link.visits -= 1
+            if link.visits or any(tunnel.link is link for tunnel in self.tunnels.values()):
+                continue
+            if link.state is LinkState.UP:
+                self._linger(link)
+            else:
+                self._let_down(link)
+
+    def _linger(self, link: Link) -> None:
+        loop = asyncio.get_running_loop()
+        link.lingering = loop.call_later(LINGER, lambda: self.ask_later(lambda: self._end_lingering(link)))
 
     def end_visits(self) -> list[asyncio.Task[None]]:
         """Ends the links that only stay for a next visit; what to wait for."""
@@ -387,25 +395,34 @@ class Keeper:
                         f"use another port, or first: holdfast down {other.name} {end}",
                     )
 
-    def _placed(self, forward: Forward, notebook: Notebook, found: SavedTunnel, tunnel: Tunnel | None) -> Forward:
+    def _placed(
+        self,
+        forward: Forward,
+        notebook: Notebook,
+        found: SavedTunnel,
+        tunnel: Tunnel | None,
+        running: Sequence[int],
+    ) -> Forward:
         """The forward to `notebook`: one that the tunnel has, led there now, or `forward` with a port of its own.
 
         That is the one that the notebook had before, else the same as over there, else the next that is free.
         """
         if tunnel is not None:
             for own in tunnel.forwards:
-                if own.forward.target == forward.target or (own.notebook and own.notebook.is_like(notebook)):
+                before = own.notebook
+                is_gone = before is not None and before.pid not in running
+                if own.forward.target == forward.target or (is_gone and before and before.is_like(notebook)):
                     own.notebook, own.withheld = notebook, None
                     own.moves_to = forward.target if own.forward.target != forward.target else None
                     self._guarded_forward(tunnel, own)
                     return own.asked
         first = (forward.target.port if forward.target else 0) or NOTEBOOK_PORT
-        before = [
+        earlier = [
             saved.forward.listen.port
             for saved in found.forwards
             if saved.notebook is not None and saved.notebook.is_like(notebook)
         ]
-        for port in (*before, *range(first, min(first + NOTEBOOK_PORTS, 65536))):
+        for port in (*earlier, *range(first, min(first + NOTEBOOK_PORTS, 65536))):
             chosen = forward._replace(listen=forward.listen._replace(port=port))
             if all(processes.is_free(listen) for listen in chosen.listeners):
                 with contextlib.suppress(UsageError):

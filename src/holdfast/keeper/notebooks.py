@@ -9,18 +9,20 @@ shown the waiting room.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import shlex
+import traceback
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from holdfast.errors import HoldfastError
 from holdfast.jupyter import servers
 from holdfast.jupyter.servers import Found, Server
+from holdfast.keeper import journal
 from holdfast.keeper.forwarding import OpenForward, Withheld
-from holdfast.keeper.states import LinkState
+from holdfast.keeper.states import ForwardState, LinkState
 from holdfast.keeper.watch import elapsed
 from holdfast.openssh import session
+from holdfast.openssh.script import NotRun
 
 if TYPE_CHECKING:
     from holdfast.keeper.link import Attempt, Link
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
 PACE = 0.5
 # Seconds that the far side may take to tell which servers there are.
 PATIENCE = 15.0
+_UNKNOWN = Withheld(
+    "where its notebook server is could not be found out, since its host did not answer in time",
+    "holdfast goes on asking",
+)
 # The bounds of the seconds between looks for a server that somebody waits for.
 SHORTEST_PAUSE, LONGEST_PAUSE = 2.0, 15.0
 
@@ -46,11 +52,12 @@ class Follower:
         self._links = links
         self._decide = decide
         self._tell = tell
-        self._looks: dict[Link, asyncio.Task[None]] = {}
-        # How much of its log was read, of the master that serves; when a link was last looked at, and since when
-        # one of its servers has been gone.
+        self._looks: dict[Attempt, asyncio.Task[None]] = {}
+        # How much of the serving master's log was read; when a link was last looked at, whether that told nothing,
+        # and since when one of its servers has been gone.
         self._read: dict[Attempt, int] = {}
         self._looked_at: dict[Link, float] = {}
+        self._unknown: set[Link] = set()
         self._gone_since: dict[Link, float] = {}
         self._wanted = asyncio.Event()
         self._tasks = asyncio.TaskGroup()
@@ -82,15 +89,19 @@ class Follower:
         attempt = link.serving
         if attempt is None or attempt.master is None or not _notebooks(link):
             return None
-        if link not in self._looks:
-            task = self._looks[link] = self._tasks.create_task(self._look(link, attempt))
-            task.add_done_callback(lambda _: self._looks.pop(link, None))
-        return self._looks[link]
+        if attempt not in self._looks:
+            task = self._looks[attempt] = self._tasks.create_task(self._look(link, attempt))
+            task.add_done_callback(lambda _: self._looks.pop(attempt, None))
+        return self._looks[attempt]
 
-    async def look_again(self, links: Iterable[Link]) -> None:
-        """Looks for those that were gone, and returns when that is known."""
-        gone = [link for link in links if any(own.withheld for own in _notebooks(link))]
-        tasks = [task for link in gone if (task := self.look(link))]
+    async def look_again(self, links: Iterable[Link], *, doubt: bool) -> None:
+        """Looks for those that were not up, or with `doubt` for all, and returns when that is known."""
+
+        def is_doubtful(link: Link) -> bool:
+            return doubt or any(own.state is not ForwardState.UP for own in _notebooks(link))
+
+        doubtful = filter(is_doubtful, links)
+        tasks = [task for link in doubtful if (task := self.look(link))]
         if tasks:
             await asyncio.wait(tasks)
 
@@ -106,51 +117,66 @@ class Follower:
         self._read[attempt] = size
         if size > before and "open failed" in attempt.master.read_log(before):
             return True
-        is_waited_for = any(own.withheld and own.guard and own.guard.waiting for own in _notebooks(link))
-        return is_waited_for and since >= pause(elapsed() - self._gone_since.get(link, 0.0))
+        is_waited_for = link in self._unknown or any(
+            own.withheld and own.guard and own.guard.waiting for own in _notebooks(link)
+        )
+        return is_waited_for and since >= pause(elapsed() - self._gone_since.get(link, elapsed()))
 
     async def _look(self, link: Link, attempt: Attempt) -> None:
         assert attempt.master is not None
-        found = None
-        with contextlib.suppress(HoldfastError, OSError):
+        found: Found | None = None
+        can_look = True
+        try:
             printed = await session.run(attempt.master.socket, servers.PROGRAM, link.host, PATIENCE)
             found = servers.read(printed)
+        except NotRun:
+            can_look = False
+        except (HoldfastError, OSError) as error:
+            journal.note(f"{link.host}: can't tell where its notebooks are: {error}")
+        except Exception:
+            journal.note(traceback.format_exc())
         self._looked_at[link] = elapsed()
         decided = asyncio.Event()
 
         def decide() -> None:
             try:
                 if link.serving is attempt:
-                    self._take(link, found)
+                    self._take(link, found, can_look=can_look)
             finally:
                 decided.set()
 
         self._decide(decide)
         await decided.wait()
 
-    def _take(self, link: Link, found: Found | None) -> None:
-        """Has each notebook's forward lead to where it is; with no answer, to where it was."""
-        left = list(found.servers) if found else []
-        for own in sorted(_notebooks(link), key=lambda own: not _is_among(own, left)):
-            if found is None:
-                own.withheld = None
-                continue
+    def _take(self, link: Link, found: Found | None, *, can_look: bool) -> None:
+        """Has each notebook's forward lead to where it is; where nobody can tell, to where it was."""
+        all_own = _notebooks(link)
+        known = {own: _same(own, found) for own in all_own} if found else {}
+        left = [server for server in found.servers if server not in known.values()] if found else []
+        for own in all_own:
             assert own.notebook is not None
-            assert own.forward.target is not None
-            server = servers.successor(own.notebook, own.forward.target, left)
+            if found is None:
+                if own.withheld is not None:
+                    own.withheld = _UNKNOWN if can_look else None
+                continue
+            server = known[own] or servers.successor(own.notebook, left)
             if server is None:
                 self._lose(link, own)
-            else:
+                continue
+            if server in left:
                 left.remove(server)
-                self._lead(own, server)
-        if not any(own.withheld for own in _notebooks(link)):
+            self._lead(own, server)
+        is_known = found is not None or not can_look
+        (self._unknown.discard if is_known else self._unknown.add)(link)
+        if any(own.withheld for own in all_own):
+            self._gone_since.setdefault(link, elapsed())
+        else:
             self._gone_since.pop(link, None)
         if link.ports is not None:
             link.ports.open_wanted()
 
     def _lose(self, link: Link, own: OpenForward) -> None:
         assert own.notebook is not None
-        self._gone_since.setdefault(link, elapsed())
         directory = own.notebook.directory
         own.withheld = Withheld(
             f"the notebook server in {directory} does not run on {link.host} any more",
@@ -160,7 +186,7 @@ class Follower:
 
     def _lead(self, own: OpenForward, server: Server) -> None:
         own.withheld = None
-        if server.place != own.forward.target:
+        if server.place != (own.moves_to or own.forward.target):
             own.moves_to = server.place
             self._tell(own, f"the notebook server in {server.directory} is at {server.place} now")
         own.notebook = server.kept
@@ -175,5 +201,9 @@ def _notebooks(link: Link) -> list[OpenForward]:
     return [own for own in link.forwards if own.notebook is not None]
 
 
-def _is_among(own: OpenForward, found: Iterable[Server]) -> bool:
-    return own.notebook is not None and any(server.pid == own.notebook.pid for server in found)
+def _same(own: OpenForward, found: Found) -> Server | None:
+    """The server that `own` leads to, if it runs."""
+    target = own.moves_to or own.forward.target
+    if own.notebook is None or target is None:
+        return None
+    return servers.same(own.notebook, target, found.servers)

@@ -120,7 +120,7 @@ class Ports:
             if forward.master is not None and (forward.master is not master or not forward.is_open):
                 await forwarding.hold(forward)
             if forward.moves_to is not None:
-                await forwarding.hold(forward)
+                await self._take_back(forward, master)
                 forward.move()
             if attempt is None or master is None:
                 return await forwarding.hold(forward)
@@ -137,13 +137,19 @@ class Ports:
 
     async def _withhold(self, forward: OpenForward, why: Withheld, master: Master) -> bool:
         """Has the guard listen, whatever the master could do. Whether it does."""
-        if not await forwarding.hold(forward) and why.reason:
-            # A keeper before this one had the master listen: asked again, it is ours to close.
-            await forwarding.open_forward(master, forward, self._link.host)
-            await forwarding.hold(forward)
-        if why.reason:
+        is_held = await (self._take_back(forward, master) if why.reason else forwarding.hold(forward))
+        if why.reason and (is_held or forward.state is not ForwardState.PORT_TAKEN):
             forward.found(ForwardState.NO_SERVICE, why.reason, why.hint)
-        return True
+        return is_held or not why.reason
+
+    async def _take_back(self, forward: OpenForward, master: Master | None) -> bool:
+        """Has the guard listen, also where a keeper before this one had the master do so. Whether it does."""
+        if await forwarding.hold(forward):
+            return True
+        if master is None:
+            return False
+        await forwarding.open_forward(master, forward, self._link.host)  # asked again, it is ours to close
+        return bool(forward.listening) and await forwarding.hold(forward)
 
     def _nobody_waits(self, forward: OpenForward, master: Master) -> bool:
         """Whether all who waited have been let through; tries again with those who couldn't be."""
@@ -176,7 +182,7 @@ class Ports:
     async def _probe(self, attempt: Attempt, master: Master, forward: OpenForward) -> None:
         with contextlib.suppress(MasterError, OSError, IndexError):  # the port may be taken back meanwhile
             await forwarding.probe(master, forward, self._link.host, attempt.beat)
-        if forward.master is None:  # it was taken back meanwhile: what was found out is of the past
+        if forward.master is None and forward.withheld is None:  # it was taken back meanwhile
             forward.found(ForwardState.CLOSED)
 
 

@@ -251,4 +251,6 @@ def _forward_status(own: OpenForward, link: LinkState) -> ForwardStatus:
 
 def _notebook_status(own: OpenForward) -> NotebookStatus | None:
     known = own.notebook
-    return NotebookStatus(directory=known.directory, version=known.version, pid=known.pid) if known else None
+    if known is None:
+        return None
+    return NotebookStatus(directory=known.directory, base_url=known.base_url, version=known.version, pid=known.pid)
