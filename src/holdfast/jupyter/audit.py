@@ -174,9 +174,9 @@ def warning(people: Sequence[str], host: str) -> str:
 
 def _sharing(looked: Looked, host: str) -> Finding:
     if looked.people:
-        return Finding(False, f"on {host} there are also {_names(looked.people)} just now")
+        return Finding(False, f"others on {host} just now: {_names(looked.people)}")
     if looked.accounts:
-        return Finding(False, f"on {host} nobody else is there just now; {_names(looked.accounts)} may log in")
+        return Finding(False, f"nobody else is on {host} just now; who may log in: {_names(looked.accounts)}")
     return Finding(False, f"{host} has no other users")
 
 
