@@ -80,12 +80,14 @@ def ask(
     log_in: Callable[[LoginOrder], int] = lambda _: 255,
     notice: Callable[[str], None] = lambda _: None,
     output: Callable[[str], None] = lambda _: None,
+    running: float | None = None,
 ) -> list[TunnelStatus]:
     """The keeper's answer to `request`.
 
     `progress` is called with each intermediate state; `log_in` when a person must log in at this terminal, and
     returns ssh's exit status; `notice` with what the user has to be told once; `output` with what a program over
-    there prints, as it comes. `timeout` is in seconds, and doesn't run during a login.
+    there prints, as it comes. `timeout` is in seconds, and doesn't run during a login; a program that has begun
+    may run for `running` seconds more.
     Raises HoldfastError as the keeper says, KeeperError, TimeoutError.
     """
     with contextlib.closing(connect()) as connection:
@@ -93,6 +95,7 @@ def ask(
             notice(connection.greeting["notice"])
         connection.send(request)
         clock = _Clock(timeout)
+        is_running = False
         while True:
             answer = connection.receive(clock.left())
             if "progress" in answer:
@@ -102,6 +105,8 @@ def ask(
                     status = log_in(answer["login"])
                 connection.send(LoginEnded(answer["login"]["number"], status))
             elif "output" in answer:
+                if not is_running:
+                    is_running, clock = True, _Clock(running)
                 output(answer["output"])
             elif "error" in answer:
                 raise error_from(answer["error"])

@@ -78,7 +78,11 @@ def far(host: str, given: dict[str, Any]) -> Far:
 
 
 def ask(
-    request: Up | Restart | Run, name: str, timeout: float, output: Callable[[str], None] = lambda _: None
+    request: Up | Restart | Run,
+    name: str,
+    timeout: float,
+    output: Callable[[str], None] = lambda _: None,
+    running: float | None = None,
 ) -> list[TunnelStatus]:
     """The keeper's answer, telling meanwhile what is waited for. Raises HoldfastError when it takes too long."""
     waiting = _Waiting()
@@ -90,6 +94,7 @@ def ask(
             log_in=waiting.log_in,
             notice=complain,
             output=output,
+            running=running,
         )
     except TimeoutError:
         raise waiting.overdue(name, timeout, goes_on=not isinstance(request, Run)) from None
@@ -105,7 +110,7 @@ def run_there(there: Far, program: str, timeout: float, seconds: int = 20) -> st
     mark = secrets.token_hex(8)
     printed: list[str] = []
     request = _run(there, script.wrap(program, mark), seconds, keep_input=False)
-    ask(request, there.host, max(timeout, seconds + _SLACK), printed.append)
+    ask(request, there.host, timeout, printed.append, seconds + _SLACK)
     return script.unwrap("".join(printed), mark, there.host)
 
 

@@ -161,21 +161,23 @@ fail() {
     put "$1"
     rm -rf "$ours"
 }
-pwd -P > "$ours/directory"
+fail_to_write() { fail "can't write to $ours: is the disk full?"; }
+pwd -P > "$ours/directory" || { fail_to_write; return; }
 head -c 24 /dev/urandom | od -An -tx1 | tr -d ' \n' > "$ours/token"
-[ -s "$ours/token" ] && [ -s "$ours/directory" ] || { fail "can't write to $ours: is the disk full?"; return; }
 if [ "$kind" = tls ]; then
     openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 825 -subj /CN=localhost \
         -addext subjectAltName=DNS:localhost,IP:127.0.0.1,IP:::1 -keyout "$ours/key.pem" -out "$ours/cert.pem" \
         2>"$ours/log" || { fail "openssl could not make a certificate: $(tail -n 1 "$ours/log")"; return; }
 fi
-{ printf 'ours=%s\nkind=%s\napp=%s\n' "$ours" "$kind" "$app"; printf '%s\n' "$environment_line"; } > "$ours/run"
-cat >> "$ours/run" <<'HOLDFAST_END_OF_RUN'
+printf 'ours=%s\nkind=%s\napp=%s\n%s\n' "$ours" "$kind" "$app" "$environment_line" > "$ours/run"
+cat >> "$ours/run" <<'HOLDFAST_END_OF_RUN' || { fail_to_write; return; }
 @RUN@
 HOLDFAST_END_OF_RUN
-cat > "$ours/jupyter" <<'HOLDFAST_END_OF_JUPYTER'
+cat > "$ours/jupyter" <<'HOLDFAST_END_OF_JUPYTER' || { fail_to_write; return; }
 @STARTER@
 HOLDFAST_END_OF_JUPYTER
+put room > "$ours/log" && [ -s "$ours/token" ] || { fail_to_write; return; }
+: > "$ours/log"
 shell=${SHELL:-/bin/sh}
 command="${modules}exec sh $ours/run"
 case ${shell##*/} in
@@ -224,6 +226,7 @@ done
 tell failed
 if [ -s "$ours/failed" ]; then cat "$ours/failed"
 elif kill -0 "${pid:-$child}" 2>/dev/null; then echo "the server did not start within @SECONDS@ s"
+elif [ -e "$ours/pid" ] && [ ! -s "$ours/pid" ]; then echo "can't write to $ours: is the disk full?"
 elif [ -z "$pid" ]; then echo "your login files there end the shell, or run something else in its place"
 else echo "the server ended while it started"
 fi
@@ -334,8 +337,7 @@ def _failure(parts: dict[str, str], host: str, wish: Wish) -> HoldfastError:
     reason = parts.get("failed") or "it said nothing"
     environments = parts.get("environments", "").splitlines()
     lines = [f"no notebook server was started on {host}: {reason}"]
-    said = [line for line in parts.get("log", "").splitlines() if line.strip() and not line.startswith(_NOISE)]
-    lines += [f"  {without_tokens(line)}" for line in said]
+    lines += [f"  {line}" for line in without_tokens(parts.get("log", "")).splitlines() if line.strip()]
     quoted = [shlex.quote(environment) for environment in environments]
     command = f"holdfast jupyter {host} --start"
     if "there is no directory" in reason:
@@ -344,6 +346,8 @@ def _failure(parts: dict[str, str], host: str, wish: Wish) -> HoldfastError:
         hint = f"environments with jupyter over there: {', '.join(quoted)}; as in {command} --env {quoted[0]}"
     elif quoted and environments[0] != wish.environment:
         hint = f"{command} --env {quoted[0]}"
+    elif "is the disk full" in reason:
+        hint = f"see how much is left: ssh {host} df -h /tmp"
     elif "there is no environment" in reason:
         hint = f"see what is there: ssh {host} conda env list, or ls; without --env your PATH over there counts"
     elif "no jupyter" in reason or "in the environment" in reason:
@@ -356,8 +360,9 @@ def _failure(parts: dict[str, str], host: str, wish: Wish) -> HoldfastError:
 def without_tokens(log: str) -> str:
     """`log` as it may be shown: Jupyter itself leaves out the tokens that it was given, not those that it made.
 
-    Nor is there anything in it for a terminal to obey.
+    Nor is there anything in it for a terminal to obey, or that any interactive bash says.
     """
+    log = "".join(line for line in log.splitlines(keepends=True) if not line.startswith(_NOISE))
     plain = "".join(character for character in log if character.isprintable() or character in "\n\t")
     return re.sub(r"(token=)[^&\s\"']{4,}", r"\1...", plain)
 

@@ -260,6 +260,7 @@ class Conversation:
             await self._keeper.ask(lambda: visited.append(self._keeper.visit(request, terminal)))
             (link,) = visited
             socket = await self._reach(link)
+            self._say(Answer(output=""))  # from here on it runs
             output = session.stream(socket, request.program, link.host, keep_input=request.keep_input)
             async with asyncio.timeout(request.seconds), contextlib.aclosing(output):
                 async for text in output:

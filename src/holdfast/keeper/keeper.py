@@ -498,6 +498,7 @@ class Keeper:
             case LinkEvent.UNWANTED:
                 link.trouble = None
                 link.failures = 0
+                link.up_at = 0.0
             case LinkEvent.RETRYABLE | LinkEvent.LOST:
                 steady = event is LinkEvent.LOST and now - link.up_at > STEADY
                 link.failures = 1 if steady else link.failures + 1
