@@ -10,7 +10,7 @@ demo: setup ## the main job, shown with nothing but this machine
 	@$(bin)/holdfast demo
 
 test: setup
-	@$(bin)/pytest
+	@tools/test.sh
 
 soak: setup ## ten minutes of random faults, as root; SEED=7 for those of that run, SECONDS=60 for less
 	@$(bin)/python -m tests.soak $(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS))

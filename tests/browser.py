@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -166,19 +166,24 @@ class Browser:
 
     def command(self, method: str, seconds: float = 30, **parameters: object) -> dict[str, Any]:
         """What the DevTools protocol's `method` answers. Raises BrowserError when it refuses or takes longer."""
-        number = next(self._numbers)
-        message = {"id": number, "method": method, "params": parameters}
-        if self._session:
-            message["sessionId"] = self._session
         deadline = time.monotonic() + seconds
-        self._pipe.settimeout(seconds)
-        self._pipe.sendall(json.dumps(message).encode() + b"\0")
+        number = self._send(method, seconds, parameters)
         for answer in self._messages(deadline):
             if answer.get("id") == number:
                 if "error" in answer:
                     raise BrowserError(f"{method}: {answer['error']['message']}")
                 return dict(answer["result"])
         raise BrowserError(f"{method}: no answer in {seconds} s")
+
+    def _send(self, method: str, seconds: float, parameters: Mapping[str, object]) -> int:
+        """The number by which the answer is known."""
+        number = next(self._numbers)
+        message = {"id": number, "method": method, "params": parameters}
+        if self._session:
+            message["sessionId"] = self._session
+        self._pipe.settimeout(seconds)
+        self._pipe.sendall(json.dumps(message).encode() + b"\0")
+        return number
 
     def close(self) -> None:
         """Ends the browser and waits until none of its processes is left."""
@@ -242,6 +247,8 @@ class Browser:
                 self._console.append(f"error: {_described(found['exceptionDetails'])}")
             case "Log.entryAdded":
                 self._console.append(f"{found['entry']['level']}: {found['entry']['text']}")
+            case "Page.javascriptDialogOpening":  # such as whether to leave a page with work that isn't saved
+                self._send("Page.handleJavaScriptDialog", 30, {"accept": True})
             case "Network.requestWillBeSent":
                 self._urls[found["requestId"]] = found["request"]["url"]
             case "Network.loadingFailed":

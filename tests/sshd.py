@@ -44,7 +44,8 @@ def make_key(path: Path) -> Path:
 class Sshd:
     """sshd on `address`, and the client's configuration by which `ssh -F config lab` gets in.
 
-    `prefix` is put before its command line (`ip netns exec ...`), and `alias` is what the client calls it.
+    `prefix` is put before its command line (`ip netns exec ...`), and `alias` is what the client calls it. `user`
+    is whom it lets in, at home in their own home; without, whoever runs the tests, at home in `home`.
     """
 
     def __init__(
@@ -55,11 +56,13 @@ class Sshd:
         address: str = "127.0.0.1",
         prefix: Sequence[str] = (),
         alias: str = "lab",
+        user: str = "",
     ) -> None:
         self.home = home
         self.address = address
         self.prefix = prefix
         self.alias = alias
+        self.user = user
         self.port = free_port()
         self.host_key = keys / "host"
         self.user_key = keys / "user"
@@ -84,7 +87,7 @@ class Sshd:
             f"Host {self.alias}",
             f"HostName {self.address}",
             f"Port {self.port}",
-            f"User {getpass.getuser()}",
+            f"User {self.user or getpass.getuser()}",
             f"IdentityFile {self.user_key}",
             "IdentitiesOnly yes",
             "IdentityAgent none",
@@ -110,7 +113,7 @@ class Sshd:
             "LogLevel VERBOSE",
             # The login files of whoever runs the tests are none of their business, nor are they to be killed in
             # the middle (pyenv leaves a lock behind).
-            f"SetEnv HOME={self.home}",
+            *([] if self.user else [f"SetEnv HOME={self.home}"]),
         ]
         (self.home / "sshd_config").write_text("\n".join(settings) + "\n")
         with self.log.open("ab") as log:

@@ -68,8 +68,11 @@ class Lab(NamedTuple):
 
 
 @contextlib.contextmanager
-def lab_through_a_tunnel(network: Network, home: Path, *options: str) -> Iterator[Lab]:
-    """Lab over a tunnel that was brought up with `options`. Its notebooks are in `home`."""
+def lab_through_a_tunnel(network: Network, home: Path, *options: str, as_notebook: bool = False) -> Iterator[Lab]:
+    """Lab over a tunnel that was brought up with `options`. Its notebooks are in `home`.
+
+    `as_notebook`: holdfast knows what it is.
+    """
     lab, far = Lab(network, free_port(), secrets.token_hex(16)), free_port()
     places = {f"JUPYTER_{name}_DIR": str(home / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
     process = subprocess.Popen(
@@ -94,6 +97,9 @@ def lab_through_a_tunnel(network: Network, home: Path, *options: str) -> Iterato
     try:
         wait_for(answers, "Lab to answer", 40)
         bring_up(network, f"{lab.port}:{far}", *options)
+        if as_notebook:
+            found = network.holdfast("jupyter", "lab", "--port", str(far), "--no-browser")
+            assert f"localhost:{lab.port}/lab?token={lab.token}" in found.stdout, found.stderr
         yield lab
     finally:
         process.kill()  # its kernels end with the network
@@ -108,9 +114,12 @@ def bring_up(network: Network, forward: str, *options: str) -> None:
 _KERNEL = "[...jupyterapp.shell.widgets('main')][0].sessionContext.session.kernel"
 _IS_CONNECTED = f"{_KERNEL}.connectionStatus === 'connected'"
 _WATCHING = f"""
-    window.reconnections = window.dialogues = 0;
+    window.reconnections = 0;
+    window.dialogues = [];
     {_KERNEL}.connectionStatusChanged.connect(() => {{ reconnections += {_IS_CONNECTED} }});
-    new MutationObserver(() => {{ dialogues += document.querySelectorAll(".jp-Dialog").length }})
+    new MutationObserver(() => {{
+        dialogues.push(...[...document.querySelectorAll(".jp-Dialog")].map((dialogue) => dialogue.innerText));
+    }})
         .observe(document.body, {{ childList: true }});
 """
 _OUTPUTS = "[...document.querySelectorAll('.jp-OutputArea-output')].map(output => output.innerText.trim())"
@@ -130,7 +139,17 @@ class NotebookPage:
     @property
     def is_undisturbed(self) -> bool:
         """Whether it was never loaded again, and no dialogue was ever in the user's way."""
-        return bool(self._browser.evaluate("window.dialogues === 0"))
+        return bool(self._browser.evaluate("window.dialogues.length === 0"))
+
+    @property
+    def dialogues(self) -> list[str]:
+        """What the dialogues said that were in the user's way since it was loaded."""
+        return [str(text) for text in self._browser.evaluate("window.dialogues")]
+
+    @property
+    def outputs(self) -> list[str]:
+        """What its cells show."""
+        return [str(text) for text in self._browser.evaluate(_OUTPUTS)]
 
     def wait_until_reconnected(self) -> None:
         """Until it has found its kernel again, since it was opened or this was last called."""

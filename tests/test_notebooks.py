@@ -229,3 +229,27 @@ def test_a_server_that_went_while_nobody_called_costs_nothing_and_its_port_is_le
         assert not is_open(port)
 
     asyncio.run(run())
+
+
+def test_while_it_cannot_be_found_out_whose_a_port_is_nobody_is_let_through(
+    sshd: Sshd, web: Web, home: Path, announce: Callable[[int], None]
+) -> None:
+    port = free_port()
+    announce(web.port)
+    # More than is listened to: their processes don't live, but they are the user's own.
+    noise = [home / f".local/share/jupyter/runtime/jpserver-{4_100_000 + number}.json" for number in range(300)]
+    for file in noise:
+        file.write_text("x" * 16_000)
+
+    async def run() -> None:
+        async with followed(sshd, port, web.port) as made:
+            made.follower.withhold(made.lone.link)
+            await made.look()
+            await until(lambda: "could not be found out" in made.own.reason, "the failure to be told")
+            asked = asyncio.create_task(answer(port))
+            await until(lambda: made.lone.guard.waiting, "the client to be held")
+            for file in noise:
+                file.unlink()
+            assert await asyncio.wait_for(asked, 20) == b"hello"
+
+    asyncio.run(run())

@@ -26,7 +26,9 @@ def forward(
     hint: str | None = None,
     url: str | None = None,
 ) -> ForwardStatus:
-    return ForwardStatus(kind=kind, listen=listen, target=target, url=url, state=state, reason=reason, hint=hint)
+    return ForwardStatus(
+        kind=kind, listen=listen, target=target, url=url, state=state, reason=reason, hint=hint, notebook=None
+    )
 
 
 def tunnel(

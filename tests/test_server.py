@@ -59,7 +59,7 @@ def test_garbage_gets_an_error_and_harms_nobody(keeper: object, home: Path, data
     except ConnectionError:
         answers = []  # it hung up on a million bytes before all were sent
     assert all("error" in answer for answer in answers)
-    _, answer = talk(home, b'{"request":"status","names":[]}\n')
+    _, answer = talk(home, b'{"request":"status","names":[],"look":false}\n')
     assert answer == {"done": []}
 
 
@@ -69,7 +69,7 @@ def test_clients_that_go_away_or_say_nothing_harm_nobody(keeper: object, home: P
         client.connect(str(home / "run" / "keeper.sock"))
     for client in silent[::2]:
         client.close()
-    assert talk(home, b'{"request":"status","names":[]}\n')[1] == {"done": []}
+    assert talk(home, b'{"request":"status","names":[],"look":false}\n')[1] == {"done": []}
     for client in silent[1::2]:
         client.close()
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import json
@@ -69,9 +70,12 @@ class Api:
         status, headers, _ = self._ask("GET", "")
         where = headers.get("location", "")
         if status in (301, 302, 303, 307, 308) and where:
-            parts = urlsplit(where)
-            following = parse_qs(parts.query).get("next", [""])[0]
-            path = urlsplit(following).path if parts.path.endswith("/login") else parts.path
+            try:
+                parts = urlsplit(where)
+                following = parse_qs(parts.query).get("next", [""])[0]
+                path = urlsplit(following).path if parts.path.endswith("/login") else parts.path
+            except ValueError:
+                path = ""
             if path.startswith(self._base):
                 return quote(path, safe="/%~@:+,;=!$&'()*-._")
         return self._base
@@ -83,9 +87,10 @@ class Api:
             why = "it wants a password" if status == 403 else f"it says {status}"
             raise HoldfastError(f"the notebook server doesn't tell which kernels run: {why}")
         fields = ("id", "name", "execution_state", "last_activity")
+        found = _json(b'{"kernels":%s}' % body).get("kernels")
         return [
             Kernel(*(str(one.get(field)) for field in fields))
-            for one in _json(b'{"kernels":%s}' % body).get("kernels") or ()
+            for one in (found if isinstance(found, list) else ())
             if isinstance(one, dict)
         ]
 
@@ -100,7 +105,7 @@ class Api:
     def wants_login(self) -> bool:
         """Whether somebody without token and password is kept out."""
         status, _, _ = self._ask("GET", "api/status", with_token=False)
-        return status in (401, 403)
+        return status != 200
 
     def login(self) -> Login:
         """What a server without a token asks for."""
@@ -132,17 +137,18 @@ class Api:
         fields = dict(headers or {})
         if self._token and with_token and path.startswith("api/"):
             fields["Authorization"] = f"token {self._token}"
-        connection = self._connected()
         try:
-            connection.request(method, self._base + path, body, fields)
-            answer = connection.getresponse()
-            return (
-                answer.status,
-                {name.lower(): value for name, value in answer.getheaders()},
-                answer.read(1 << 22),
-            )
-        finally:
-            connection.close()
+            with contextlib.closing(self._connected()) as connection:
+                connection.request(method, self._base + path, body, fields)
+                answer = connection.getresponse()
+                found: dict[str, str] = {}
+                for name, value in answer.getheaders():
+                    found[name.lower()] = f"{found[name.lower()]}; {value}" if name.lower() in found else value
+                return answer.status, found, answer.read(LONGEST_ANSWER)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise NoAnswer(
+                f"the notebook server does not answer ({type(error).__name__})", "holdfast status tells more"
+            ) from None
 
     def _connected(self) -> http.client.HTTPConnection:
         if not self._secure:

@@ -151,6 +151,7 @@ if ! cd "$directory" 2>/dev/null; then
 fi
 starts | while IFS= read -r old; do
     pid=$(pid_of "$old") && ! kill -0 "$pid" 2>/dev/null || continue
+    [ -n "$(find "$old" -prune -mmin +1)" ] || continue  # its own start may still want to say why
     # A container's server, whose processes aren't seen from here, holds a lock (starter.py).
     command -v flock >/dev/null && ! flock -n "$old" true && continue
     rm -rf "$old"
@@ -217,6 +218,7 @@ while [ "$(date +%s)" -lt $deadline ]; do
     fi
     if ! kill -0 "${pid:-$child}" 2>/dev/null; then
         # A login file that runs something else in its place does so for an interactive shell only, as a rule.
+        pid=$(cat "$ours/pid" 2>/dev/null)  # it may have come and gone since
         [ -z "$pid" ] && [ $flags = -lic ] || break
         flags=-lc
         begin "$@" "$shell" $flags "$command"
@@ -224,7 +226,7 @@ while [ "$(date +%s)" -lt $deadline ]; do
     sleep 0.1 2>/dev/null || sleep 1
 done
 tell failed
-if [ -s "$ours/failed" ]; then cat "$ours/failed"
+if [ -s "$ours/failed" ]; then put "$(cat "$ours/failed")"
 elif kill -0 "${pid:-$child}" 2>/dev/null; then echo "the server did not start within @SECONDS@ s"
 elif [ -e "$ours/pid" ] && [ ! -s "$ours/pid" ]; then echo "can't write to $ours: is the disk full?"
 elif [ -z "$pid" ]; then echo "your login files there end the shell, or run something else in its place"

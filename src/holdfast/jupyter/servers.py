@@ -95,20 +95,34 @@ starts | while IFS= read -r start; do
     tell "certificate $pid"
     openssl x509 -in "$start/cert.pem" -noout -fingerprint -sha256 2>/dev/null
 done
+wanted() {
+    runtime_directories | while IFS= read -r directory; do
+        for file in "$directory"/jpserver-*.json "$directory"/nbserver-*.json; do
+            is_own_file "$file" && sed -n "s/.*\"$1\": *\"\{0,1\}\([^\"\\\\,]*\).*/\\1/p" "$file"
+        done
+    done | sort -u
+}
 if [ -r /proc/net/tcp ]; then
     tell tcp
-    # On ports on which something of the user's listens, too: a stranger may have very many others.
-    awk -v uid="$uid" '$4 == "0A" {
-        port = $2
-        sub(/.*:/, "", port)
-        line[NR] = $0
-        ports[NR] = port
-        if ($8 == uid) own[port] = 1
-    }
-    END { for (number in line) if (ports[number] in own) print line[number] }' \
-        /proc/net/tcp /proc/net/tcp6 2>/dev/null
+    # All of the user's own, and of strangers', who may have very many, what could be taken for a server in a file.
+    PORTS=$(wanted port) awk -v uid="$uid" '
+        BEGIN {
+            for (count = split(ENVIRON["PORTS"], all, "\n"); count; count--) wanted[sprintf("%04X", all[count])]
+        }
+        $4 != "0A" { next }
+        { port = $2; sub(/.*:/, "", port); host = $2; sub(/:.*/, "", host); sub(/^0+/, "", host) }
+        $8 == uid { print; next }
+        (port in wanted) && (host == "" || host ~ /^(FFFF00000)?100007F$|^1000000$/) && seen[$2]++ < 3 { print }
+    ' /proc/net/tcp /proc/net/tcp6 2>/dev/null
     tell unix
-    grep -hsE '^[0-9a-f]+: [0-9A-F]+ 0+ 00010000 0001 01 +[0-9]+ /' /proc/net/unix | head -c 1000000
+    PATHS=$(wanted sock) awk '
+        BEGIN { for (count = split(ENVIRON["PATHS"], all, "\n"); count; count--) wanted[all[count]] }
+        $4 == "00010000" && $6 == "01" {
+            path = $0
+            for (count = 7; count; count--) sub(/^[^ ]+ +/, "", path)
+            if (path in wanted && seen[$7]++ < 3) print
+        }
+    ' /proc/net/unix
 else
     tell lsof
     lsof -nP -a -u "$uid" -iTCP -sTCP:LISTEN -Fpn 2>/dev/null
@@ -231,7 +245,7 @@ def read(printed: str) -> Found:
         if record["sock"]:
             place = _path(record["sock"], unix, inodes) if own == "yes" else None
         else:
-            place = _port(record, [one for one in listeners if one.uid != uid or one.inode in inodes], uid)
+            place = _port(record, listeners, uid, inodes)
         if place is None:
             is_answered = (
                 any(path == record["sock"] for path, _ in unix)
@@ -318,14 +332,14 @@ def listener_at(listeners: Iterable[Listener], host: str, port: int) -> Listener
     return None
 
 
-def _port(record: dict[str, Any], listeners: Sequence[Listener], uid: int) -> Address | None:
-    """Where a server on TCP is reached; `listeners` are its own and those of other users."""
+def _port(record: dict[str, Any], listeners: Sequence[Listener], uid: int, inodes: set[int]) -> Address | None:
+    """Where a server on TCP, which has the sockets `inodes`, is reached."""
     named = record["hostname"]
     is_literal = re.fullmatch(r"[0-9.]+|[0-9a-fA-F:]+:[0-9a-fA-F:.]*", named) and named not in _EVERYWHERE
     for host in (*([named] if is_literal else []), "127.0.0.1", "::1"):
         found = listener_at(listeners, host, record["port"])
-        if found is not None and found.uid == uid:
-            return Address(host, record["port"])
+        if found is not None and found.uid == uid and found.inode in inodes:
+            return Address("::1" if found.host == "::" else host, record["port"])
     return None
 
 
@@ -341,7 +355,7 @@ def _server(pid: int, place: Address, record: dict[str, Any], hub: str) -> Serve
     url = f"/{base}/" if base else "/"
     directory = _shown(record["root_dir"] or record["notebook_dir"])
     version = _shown(record["version"])
-    is_hub = hub.strip("/") == base != ""
+    is_hub = hub.startswith("/") and hub.strip("/") == base != ""
     return Server(
         pid, place, directory, url, record["secure"], record["token"], record["password"], version, is_hub
     )

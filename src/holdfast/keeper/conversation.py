@@ -202,7 +202,7 @@ class Conversation:
         asked = [decode_forward(fields) for fields in request.forwards]
         found = await self._keeper.ask(lambda: self._keeper.find(request))
         known = self._keeper.tunnels.get(found.name)
-        forwards = asked or [pair.asked for pair in found.forwards]
+        forwards = asked or self._keeper.remembered(found)
         settings = None
         if known is None:
             settings = await _settings(found, request)

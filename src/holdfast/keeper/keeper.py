@@ -59,6 +59,8 @@ LINGER = 45.0
 # The ports from a notebook's own on that are tried for it here, and its own where it listens on a Unix socket.
 NOTEBOOK_PORTS = 100
 NOTEBOOK_PORT = 8888
+# Seconds for which connections to it wait, unless something was said: JupyterLab shows a dialogue when one ends.
+NOTEBOOK_HOLD = 900
 # Seconds after a change of the network, or a wake, for which it is said to have brought a link back.
 CREDIT = 15.0
 
@@ -430,10 +432,22 @@ class Keeper:
                     return chosen
         return forward
 
+    def remembered(self, found: SavedTunnel) -> list[Forward]:
+        """The forwards that the tunnel had. One to a notebook has another port where something took its own."""
+        up = self.tunnels.get(found.name)
+        if up is not None:
+            return [own.asked for own in up.forwards]
+        return [
+            self._placed(saved.asked, saved.notebook, found, None, ())
+            if saved.notebook and not all(map(processes.is_free, saved.forward.listeners))
+            else saved.asked
+            for saved in found.forwards
+        ]
+
     def _prepare(self, asked: Forward, found: SavedTunnel, notebook: Notebook | None = None) -> OpenForward:
         """`asked`, with a port of its own where any free one will do: the one it had, or a new one."""
         if notebook is None:
-            notebook = next((saved.notebook for saved in found.forwards if saved.asked == asked), None)
+            notebook = next((own.notebook for own in found.forwards if own.asked.target == asked.target), None)
         if asked.kind is Kind.REMOTE or asked.listen.path or asked.listen.port:
             return OpenForward(asked, asked, notebook=notebook)
         before = next((saved.forward for saved in found.forwards if saved.asked == asked), None)
@@ -446,7 +460,10 @@ class Keeper:
         """`forward` with the guard that holds its port as is wished; one that listens over there has none."""
         if forward.forward.kind is not Kind.REMOTE:
             upkeep = tunnel.upkeep
-            hold = Hold(upkeep.hold, float(upkeep.hold_for))
+            longest = upkeep.hold_for
+            if forward.notebook and longest == Upkeep().hold_for:
+                longest = NOTEBOOK_HOLD
+            hold = Hold(upkeep.hold, float(longest))
             is_http = upkeep.http or forward.notebook is not None
             page = functools.partial(tunnel.waiting_page, forward) if is_http else None
             if forward.guard is None:

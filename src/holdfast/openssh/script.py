@@ -36,10 +36,10 @@ def wrap(program: str, mark: str, *, until_hung_up: bool = False) -> str:
     The program begins a part of its output by `tell name words...`. `until_hung_up`: it reads to the end of its
     input, which is when we hang up, to know when to leave.
     """
-    source = "" if until_hung_up else " </dev/null"
+    source, gap = ("", "") if until_hung_up else (" </dev/null", "echo; ")
     return (
         f"{PRELUDE.format(mark=mark)}main() {{\n{program}\n}}\n"
-        f"echo; echo '{mark} begin'\nmain{source}\necho; echo '{mark} end'\nexit\n"
+        f"echo; echo '{mark} begin'\nmain{source}\n{gap}echo '{mark} end'\nexit\n"
     )
 
 
