@@ -15,7 +15,7 @@ from holdfast import client, paths
 from holdfast.cli import render
 from holdfast.cli.asking import Far, check_timeout, far, run_there, ssh_options
 from holdfast.cli.completing import complete_host
-from holdfast.cli.jupyter import reached_for_a_moment
+from holdfast.cli.reaching import reached_for_a_moment
 from holdfast.errors import Exit, HoldfastError
 from holdfast.jupyter import audit
 from holdfast.jupyter.audit import Login

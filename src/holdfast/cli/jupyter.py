@@ -2,45 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import secrets
-import shlex
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
 import click
 
-from holdfast import client, lock, paths
-from holdfast.cli import browser, people, render
-from holdfast.cli.asking import Far, ask, at_terminal, check_timeout, environment, far, run_there, ssh_options
+from holdfast import client
+from holdfast.cli import browser, connecting, people, render, starting
+from holdfast.cli.asking import Far, ask, at_terminal, check_timeout, far, ssh_options
 from holdfast.cli.completing import complete_host, complete_tunnel
 from holdfast.cli.main import complain
-from holdfast.control import Down, ForwardStatus, Status, TunnelStatus, Up, default_name, encode_forward
+from holdfast.cli.reaching import Reached, find, reach, up_request
+from holdfast.control import ForwardStatus, Status, TunnelStatus
 from holdfast.errors import Exit, HoldfastError, UsageError
-from holdfast.forward import Address, Forward, Kind, parse_address
-from holdfast.jupyter import audit, kernels, launch, servers
-from holdfast.jupyter.api import Api, Kernel
-from holdfast.jupyter.launch import Started, Wish
+from holdfast.forward import parse_address
+from holdfast.jupyter import launch, servers
+from holdfast.jupyter.launch import Wish
 from holdfast.jupyter.servers import Found, Notebook, Server
-
-_NAMES = {"lab": "JupyterLab", "notebook": "Jupyter Notebook", "server": "Jupyter Server"}
-
-
-class Reached(NamedTuple):
-    """A server, behind a forward of a tunnel."""
-
-    server: Server
-    tunnel: TunnelStatus
-    listen: Address
-    api: Api
-
-    @property
-    def url(self) -> str:
-        return f"{'https' if self.server.secure else 'http'}://{self.listen}"
 
 
 @click.command(short_help="the notebook server on a host: found or started, and opened")
@@ -105,19 +84,19 @@ def jupyter(
         return _list(find(there, timeout), host, as_json=as_json)
     if stop:
         found = find(there, timeout)
-        return _stop(there, _choose(found, host, port, directory), found, timeout, force=force)
+        return starting.stop(there, _choose(found, host, port, directory), found, timeout, force=force)
     if start:
         wish = Wish(directory, env, app or "", "tls" if tls else "tcp" if tcp else "socket")
-        server, found = _find_or_start(there, wish, timeout)
+        server, found = starting.find_or_start(there, wish, timeout)
     else:
         found = find(there, timeout)
         if not servers.matching(found.servers, port, directory) and not port and _wants_one(found, host):
-            server, found = _find_or_start(there, Wish(directory), timeout)
+            server, found = starting.find_or_start(there, Wish(directory), timeout)
         else:
             server = _choose(found, host, port, directory)
     reached = reach(there, server, found, timeout)
     if connect:
-        return _connect(there, reached, timeout)
+        return connecting.connect(there, reached, timeout)
     return _open(reached, timeout, no_browser=no_browser, as_app=as_app)
 
 
@@ -157,57 +136,6 @@ def _behind(forward: ForwardStatus, found: Found) -> Server | None:
     notebook = Notebook(known["pid"], known["directory"], known["base_url"], False, known["version"])
     place = parse_address(forward["target"])
     return servers.same(notebook, place, found.servers) or servers.successor(notebook, found.servers)
-
-
-def find(there: Far, timeout: float, directory: str = "") -> Found:
-    """Your servers over there, and what `directory` is called there. Raises HoldfastError."""
-    program = servers.program_for(directory) if directory else servers.PROGRAM
-    return servers.read(run_there(there, program, timeout))
-
-
-def reach(there: Far, server: Server, found: Found, timeout: float, name: str = "") -> Reached:
-    """Brings a forward to the server up, or finds the one that there is; of the tunnel `name`, or the host's own.
-
-    Raises HoldfastError.
-    """
-    if server.hub:
-        raise HoldfastError(
-            f"the server in {server.directory} on {there.host} belongs to a JupyterHub: only that can log you in",
-            f"open it at the hub's own address; a server beside it: holdfast jupyter {there.host} --start",
-        )
-    forward = Forward(Kind.LOCAL, Address("localhost"), server.place)
-    running = tuple(one.pid for one in found.servers)
-    (tunnel,) = ask(_up(there, [forward], name=name, notebook=server.kept, running=running), there.host, timeout)
-    own = next((one for one in tunnel["forwards"] if one["target"] == str(server.place)), None)
-    if own is None:
-        raise HoldfastError("the notebook server has moved in this very moment", "try again")
-    if own["state"] not in ("up", "no service", "connecting"):
-        hint = f"holdfast jupyter {there.host} --stop, then --start --tls" if server.place.path else own["hint"]
-        raise HoldfastError(own["reason"] or f"the tunnel to {server.place} is {own['state']}", hint or "")
-    return _reached(server, tunnel, own)
-
-
-def _reached(server: Server, tunnel: TunnelStatus, own: ForwardStatus) -> Reached:
-    listen = parse_address(own["listen"])
-    api = Api(listen.port, server.base_url, server.token, secure=server.secure, fingerprint=server.fingerprint)
-    return Reached(server, tunnel, listen, api)
-
-
-@contextlib.contextmanager
-def reached_for_a_moment(there: Far, server: Server, found: Found, timeout: float) -> Iterator[Reached]:
-    """The server behind a forward that there is, or behind one of a tunnel of its own that goes again."""
-    known = client.ask(Status(()), timeout=timeout) if client.something_is_wanted() else []
-    for tunnel in known:
-        for own in tunnel["forwards"]:
-            is_there = own["target"] == str(server.place) and own["kind"] == "local" and ":" in own["listen"]
-            if is_there and own["state"] == "up" and there.host in (tunnel["host"], tunnel["name"]):
-                yield _reached(server, tunnel, own)
-                return
-    reached = reach(there, server, found, timeout, name=f"moment-{secrets.token_hex(4)}")
-    try:
-        yield reached
-    finally:
-        client.ask(Down((reached.tunnel["name"],), (), False, forget=True), timeout=timeout)
 
 
 def _open(reached: Reached, timeout: float, *, no_browser: bool, as_app: bool) -> int:
@@ -288,182 +216,6 @@ def _wants_one(found: Found, host: str) -> bool:
     )
 
 
-def _find_or_start(there: Far, wish: Wish, timeout: float) -> tuple[Server, Found]:
-    """The server that runs in the wished directory, or a new one; and all that run there.
-
-    One at a time: of two commands at once, one starts it and the other finds it.
-    """
-    lock_file = paths.state_dir() / f"jupyter-start-{default_name(there.host)}.lock"
-    held = lock.acquire(lock_file, timeout + launch.STARTING)
-    if held is None:
-        raise HoldfastError(f"another holdfast command is starting a server on {there.host}", "try again")
-    try:
-        found = find(there, timeout, wish.directory or "~")
-        running = [server for server in found.servers if server.directory == found.directory]
-        if running:
-            complain(f"a notebook server runs in {running[0].directory} on {there.host} already")
-            return running[0], found
-        complain(f"starting a notebook server on {there.host}")
-        printed = run_there(there, launch.start_program(wish), timeout, launch.STARTING)
-        started = launch.read_started(printed, there.host, wish)
-        found = find(there, timeout)
-        server = next((one for one in found.servers if one.pid == started.pid), None)
-        if server is None:
-            raise HoldfastError(
-                f"the server was started on {there.host}, and can't be found again",
-                f"what it says: holdfast logs {there.host} --remote",
-            )
-        _check_login(there, server, found, timeout)
-        _tell_of(started, there.host)
-        return server, found
-    finally:
-        os.close(held)
-
-
-def _check_login(there: Far, server: Server, found: Found, timeout: float) -> None:
-    """Ends a server on TCP that has just started, and that everybody could use. Raises HoldfastError."""
-    if server.token or server.place.path:
-        return
-    with reached_for_a_moment(there, server, found, timeout) as reached:
-        reached.api.wait_for_answer(timeout)
-        if reached.api.wants_login():
-            return
-    run_there(there, launch.end_program(server.pid, signal=True), timeout)
-    raise HoldfastError(
-        f"your Jupyter configuration on {there.host} turns its login off: every user there could act as you "
-        "through its TCP port, so the server was ended again",
-        f"leave --tcp and --tls out, or see there: ssh {there.host} grep -r token .jupyter",
-    )
-
-
-def _tell_of(started: Started, host: str) -> None:
-    where = {"socket": "a Unix socket that only you can reach", "tls": "TCP with TLS", "tcp": "TCP in the clear"}
-    complain(
-        f"started {_NAMES[started.app]} {started.version} from {started.environment}, on {where[started.kind]}; "
-        f"to end it: holdfast jupyter {host} --stop"
-    )
-    if started.kind == "tcp":
-        complain(f"it listens on plain TCP: {audit.TCP_RISK}", f"holdfast doctor {host} tells more")
-    if started.fingerprint:
-        complain(f"your browser will not know its certificate; its SHA-256 is {started.fingerprint}")
-    if started.warning:
-        complain(started.warning, f"ask for permission to stay: ssh {host} loginctl enable-linger")
-
-
-def _stop(there: Far, server: Server, found: Found, timeout: float, *, force: bool) -> int:
-    with reached_for_a_moment(there, server, found, timeout) as reached:
-        running: list[Kernel] = []
-        if not force:
-            reached.api.wait_for_answer(timeout)
-            running = _check_idle(reached.api, there.host)
-        has_agreed = bool(server.token) and reached.api.shut_down()
-        printed = run_there(there, launch.end_program(server.pid, signal=not has_agreed), timeout)
-    if not launch.has_ended(printed):
-        raise HoldfastError(
-            f"the server in {server.directory} on {there.host} does not end",
-            f"ssh {there.host} kill {server.pid}",
-        )
-    _take_down(there, server, running, timeout)
-    click.echo(f"the notebook server in {server.directory} on {there.host} has ended")
-    return Exit.OK
-
-
-def _take_down(there: Far, server: Server, running: Sequence[Kernel], timeout: float) -> None:
-    """Takes away what led to a server that has ended, and to its kernels."""
-    of_kernels = tuple(_beside(kernel).name for kernel in running)
-    for tunnel in client.ask(Status(()), timeout=timeout) if client.something_is_wanted() else []:
-        own = [
-            one["listen"] for one in tunnel["forwards"] if one["notebook"] and one["notebook"]["pid"] == server.pid
-        ]
-        if own and there.host in (tunnel["host"], tunnel["name"]):
-            client.ask(Down((tunnel["name"],), tuple(own), False), timeout=timeout)
-        if of_kernels and tunnel["name"].endswith(of_kernels):
-            client.ask(Down((tunnel["name"],), (), False, forget=True), timeout=timeout)
-    for kernel in running:
-        _beside(kernel).with_suffix(".json").unlink(missing_ok=True)
-
-
-def _beside(kernel: Kernel) -> Path:
-    """Where what belongs to a kernel is on this machine, but for its ending."""
-    return paths.private_dir(paths.runtime_dir() / "kernels") / kernel.id[:8]
-
-
-def _check_idle(api: Api, host: str) -> list[Kernel]:
-    """The server's kernels. Raises HoldfastError where ending it would end work, or might."""
-    try:
-        running = api.kernels()
-    except HoldfastError as error:
-        raise HoldfastError(
-            error.message, f"end it all the same: holdfast jupyter {host} --stop --force"
-        ) from None
-    busy = [kernel for kernel in running if kernel.state == "busy"]
-    if busy:
-        names = ", ".join(kernel.name for kernel in busy)
-        what = (
-            "1 kernel is busy, and would lose its"
-            if len(busy) == 1
-            else f"{len(busy)} kernels are busy, and lose their"
-        )
-        raise HoldfastError(
-            f"{what} work: {names}",
-            f"end it all the same: holdfast jupyter {host} --stop --force",
-        )
-    return running
-
-
-def _connect(there: Far, reached: Reached, timeout: float) -> int:
-    reached.api.wait_for_answer(timeout)
-    server = reached.server
-    url = f"{reached.url}{server.base_url}?token={quote(server.token)}"
-    click.echo(f"VS Code  Select Kernel > Existing Jupyter Server: {url}")
-    click.echo(f"PyCharm  Jupyter Connection > Configured Server: {url}")
-    running = sorted(reached.api.kernels(), key=lambda kernel: kernel.last_activity)
-    if not running:
-        complain("no kernel runs there yet, to which a console could be connected", "open a notebook first")
-        return Exit.OK
-    path = _connected_kernel(there, running[-1], reached.tunnel["name"], timeout)
-    click.echo(f"console  jupyter console --existing {shlex.quote(str(path))}")
-    return Exit.OK
-
-
-def _connected_kernel(there: Far, kernel: Kernel, name: str, timeout: float) -> Path:
-    """The connection file, here, of a kernel whose five ports a tunnel of their own leads to."""
-    record = kernels.read(run_there(there, kernels.program(kernel.id), timeout), there.host)
-    path = _beside(kernel)
-    forwards = kernels.forwards(record, path)
-    (tunnel,) = ask(_up(there, forwards, name=f"{name}-{path.name}"), there.host, timeout)
-    listens = {own["target"]: parse_address(own["listen"]) for own in tunnel["forwards"]}
-    file = path.with_suffix(".json")
-    file.touch(mode=0o600)
-    file.write_text(kernels.connection_file(record, path, [listens[str(own.target)] for own in forwards]))
-    if not (kernels.is_encrypted(record) or kernels.is_on_sockets(record)):
-        complain("what this kernel says can be read by every user of this machine, and of the other one")
-    complain(f"to end its tunnel: holdfast down {tunnel['name']}")
-    return file
-
-
-def _up(
-    there: Far,
-    forwards: Sequence[Forward],
-    *,
-    name: str = "",
-    notebook: Notebook | None = None,
-    running: tuple[int, ...] = (),
-) -> Up:
-    return Up(
-        host=there.host,
-        name=name,
-        options=there.options,
-        forwards=tuple(map(encode_forward, forwards)),
-        environment=environment(),
-        terminal=at_terminal(),
-        wait=True,
-        expose=False,
-        notebook=notebook.encode() if notebook else {},
-        running=running,
-    )
-
-
 def _brought_up(name: str, timeout: float) -> TunnelStatus:
     """The tunnel, brought up again if it was taken down. Raises HoldfastError."""
     try:
@@ -471,7 +223,7 @@ def _brought_up(name: str, timeout: float) -> TunnelStatus:
     except HoldfastError as error:
         if error.exit_code != Exit.NOT_UP:
             raise
-        (tunnel,) = ask(_up(Far(name, ()), []), name, timeout)
+        (tunnel,) = ask(up_request(Far(name, ()), []), name, timeout)
     return tunnel
 
 
