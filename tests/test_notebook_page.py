@@ -211,9 +211,9 @@ def test_a_page_loses_nothing_in_clean_cuts_and_little_in_silent_ones_that_the_s
     assert max(count for cut, count in lost.items() if cut.has_switch) <= MOST_LOST
     # Jupyter itself gives a page up after 90 s without an answer, and keeps what comes later.
     assert all(count >= min(cut.seconds - 5, 60) for cut, count in lost.items() if not cut.has_switch)
-    # In a silent cut of 180 s Lab may say that something failed, and that takes the next key:
-    # what went into the old connection is lost with it. See docs/healing.md.
-    undisturbed = [one for one in outcomes if not any(cut.seconds == 180 and not cut.is_clean for cut in one.lost)]
-    assert len(undisturbed) == 4
-    assert [text for one in undisturbed for text in one.dialogues] == []
-    assert [list(one.lost) for one in undisturbed if not one.runs_the_next_cell] == []
+    # In a silent cut Lab may say that something failed, and that takes the next key: what went into the
+    # old connection is lost with it. Seldom below 180 s; see docs/healing.md.
+    clean = [one for one in outcomes if all(cut.is_clean for cut in one.lost)]
+    assert len(clean) == 2
+    assert [text for one in clean for text in one.dialogues] == []
+    assert [list(one.lost) for one in clean if not one.runs_the_next_cell] == []
