@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import os
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from holdfast.keeper import notebooks
 from holdfast.keeper.forwarding import OpenForward
 from holdfast.keeper.notebooks import Follower
 from holdfast.keeper.states import ForwardState, LinkState
-from tests.conftest import Web, get, is_open
+from tests.conftest import Web, get, is_open, serving
 from tests.lone_link import LoneLink, until
 from tests.sshd import Sshd, free_port
 
@@ -51,13 +50,8 @@ def announce(home: Path) -> Callable[[int], None]:
 @pytest.fixture
 def other() -> Iterator[Web]:
     """Another service."""
-    server = Web()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving() as server:
+        yield server
 
 
 class Followed:
