@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import sys
 from collections.abc import Callable
 from datetime import datetime
@@ -20,6 +19,7 @@ from holdfast.control import (
     LoginOrder,
     Restart,
     Run,
+    Status,
     TunnelStatus,
     Up,
     check_host,
@@ -107,7 +107,7 @@ def run_there(there: Far, program: str, timeout: float, seconds: int = 20) -> st
 
     Raises HoldfastError.
     """
-    mark = secrets.token_hex(8)
+    mark = _mark()
     printed: list[str] = []
     request = _run(there, script.wrap(program, mark), seconds, keep_input=False)
     ask(request, there.host, timeout, printed.append, seconds + _SLACK)
@@ -119,7 +119,7 @@ def follow_there(there: Far, program: str, show: Callable[[str], None], timeout:
 
     Raises HoldfastError, also when the connection ends before it has.
     """
-    mark = secrets.token_hex(8)
+    mark = _mark()
     output = script.Unwrapping(mark, show)
     request = _run(there, script.wrap(program, mark, until_hung_up=True), int(LONGEST_TIMEOUT), keep_input=True)
     ask(request, there.host, timeout, output.take)
@@ -128,8 +128,17 @@ def follow_there(there: Far, program: str, show: Callable[[str], None], timeout:
     return output.parts
 
 
+def _mark() -> str:
+    return os.urandom(8).hex()  # `secrets` would do, and takes 8 ms to import
+
+
 def _run(there: Far, wrapped: str, seconds: int, *, keep_input: bool) -> Run:
     return Run(there.host, there.options, environment(), at_terminal(), wrapped, seconds, keep_input)
+
+
+def tunnels(timeout: float) -> list[TunnelStatus]:
+    """All that are wanted. No keeper is started for that."""
+    return client.ask(Status(()), timeout=timeout) if client.something_is_wanted() else []
 
 
 def environment() -> dict[str, str]:

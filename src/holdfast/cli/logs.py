@@ -9,12 +9,11 @@ from typing import Any
 
 import click
 
-from holdfast import client, paths
-from holdfast.cli.asking import LONGEST_TIMEOUT, far, follow_there, run_there, ssh_options
+from holdfast import paths
+from holdfast.cli.asking import LONGEST_TIMEOUT, far, follow_there, run_there, ssh_options, tunnels
 from holdfast.cli.completing import complete_tunnel
-from holdfast.control import Status, check_name
+from holdfast.control import check_name
 from holdfast.errors import HoldfastError, UsageError
-from holdfast.jupyter import launch
 
 # Seconds between looks at a log that is followed.
 _LOOK = 0.2
@@ -51,17 +50,22 @@ def logs(names: tuple[str, ...], follow: bool, lines: int, remote: bool, **optio
 
 def _show_remote(names: tuple[str, ...], options: dict[str, Any], lines: int, *, follow: bool) -> None:
     """Raises HoldfastError."""
+    from holdfast.jupyter import launch
+
+    def show(text: str) -> None:
+        click.echo(launch.without_tokens(text), nl=False)
+
     if len(names) != 1:
         raise UsageError("name one tunnel or host", "as in holdfast logs lab --remote")
     there = far(names[0], options)
     program = launch.log_program(_notebook_of(names[0]), max(0, lines), follow=follow)
     if follow:
-        has_none = "none" in follow_there(there, program, _show_log, LONGEST_TIMEOUT)
+        has_none = "none" in follow_there(there, program, show, LONGEST_TIMEOUT)
     else:
         printed = run_there(there, program, timeout=60)
         has_none = printed.startswith("@none")
         if not has_none:
-            _show_log(printed)
+            show(printed)
     if has_none:
         raise HoldfastError(
             f"no server that holdfast started has a log on {names[0]}",
@@ -69,17 +73,11 @@ def _show_remote(names: tuple[str, ...], options: dict[str, Any], lines: int, *,
         )
 
 
-def _show_log(text: str) -> None:
-    click.echo(launch.without_tokens(text), nl=False)
-
-
 def _notebook_of(name: str) -> int | None:
     """The pid of the server that the tunnel leads to, if it is known."""
-    if not client.something_is_wanted():
-        return None
     pids = [
         forward["notebook"]["pid"]
-        for tunnel in client.ask(Status(()), timeout=30)
+        for tunnel in tunnels(timeout=30)
         for forward in tunnel["forwards"]
         if forward["notebook"] and name in (tunnel["name"], tunnel["host"])
     ]

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from holdfast import client
-from holdfast.cli.asking import Far, ask, at_terminal, environment, run_there
-from holdfast.control import Down, ForwardStatus, Status, TunnelStatus, Up, encode_forward
+from holdfast.cli.asking import Far, ask, at_terminal, environment, run_there, tunnels
+from holdfast.control import Down, ForwardStatus, TunnelStatus, Up, encode_forward
 from holdfast.errors import HoldfastError
 from holdfast.forward import Address, Forward, Kind, parse_address
 from holdfast.jupyter import servers
@@ -80,11 +80,6 @@ def reached_for_a_moment(there: Far, server: Server, found: Found, timeout: floa
         yield reached
     finally:
         client.ask(Down((reached.tunnel["name"],), (), False, forget=True), timeout=timeout)
-
-
-def tunnels(timeout: float) -> list[TunnelStatus]:
-    """All that are wanted. No keeper is started for that."""
-    return client.ask(Status(()), timeout=timeout) if client.something_is_wanted() else []
 
 
 def up_request(

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import click
 
 from holdfast import client, lock, paths
-from holdfast.cli.asking import Far, run_there
+from holdfast.cli.asking import Far, run_there, tunnels
 from holdfast.cli.connecting import beside
 from holdfast.cli.main import complain
-from holdfast.cli.reaching import find, reached_for_a_moment, tunnels
+from holdfast.cli.reaching import find, reached_for_a_moment
 from holdfast.control import Down, default_name
 from holdfast.errors import Exit, HoldfastError
 from holdfast.jupyter import audit, launch

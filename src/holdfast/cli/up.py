@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from holdfast import client
-from holdfast.cli import people, render
+from holdfast.cli import render
 from holdfast.cli.asking import WORKS, ask, at_terminal, check_timeout, environment, far, now, ssh_options
 from holdfast.cli.completing import complete_host, complete_tunnel
 from holdfast.cli.main import complain
@@ -84,6 +84,8 @@ def up(
     tunnels = ask(request, name or host, timeout)
     code = _report(tunnels, as_json=as_json, waited=not no_wait)
     if not no_wait:
+        from holdfast.cli import people
+
         people.tell_of(tunnels[0])
     return code
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from importlib import resources
 from typing import Any, NamedTuple
 
 from holdfast.errors import HoldfastError, UsageError
@@ -289,6 +288,8 @@ def check_directory(text: str) -> str:
 
 def start_program(wish: Wish) -> str:
     """The program that starts what is wished for. It takes up to STARTING seconds."""
+    from importlib import resources  # 10 ms, for this alone
+
     source = (resources.files("holdfast.jupyter") / "starter.py").read_text()
     modules = (
         f"module load {wish.environment.partition(':')[2]}; " if wish.environment.startswith("module:") else ""
