@@ -24,6 +24,15 @@ NEWEST = Path(sys.prefix)
 LAB3 = NEWEST / "old" / "lab3"
 NOTEBOOK6 = NEWEST / "old" / "notebook6"
 
+# A variable and its value, both below the home, with which servers announce themselves in that directory.
+RUNTIME_DIRS = (
+    ("JUPYTER_RUNTIME_DIR", "a b", "a b"),
+    ("JUPYTER_DATA_DIR", "data", "data/runtime"),
+    ("XDG_DATA_HOME", "share", "share/jupyter/runtime"),
+    ("XDG_RUNTIME_DIR", "run", "run/jupyter"),
+    ("UNUSED", "", "Library/Jupyter/runtime"),
+)
+
 
 def needs(prefix: Path) -> pytest.MarkDecorator:
     """Skips what wants the environment `prefix`, where it could not be made."""

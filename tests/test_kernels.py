@@ -19,6 +19,7 @@ from holdfast.errors import HoldfastError
 from holdfast.forward import Address, Forward, Kind, parse
 from holdfast.jupyter import kernels
 from holdfast.openssh import script
+from tests.jupyters import RUNTIME_DIRS
 from tests.test_far_side import path_of
 from tests.test_servers import needs_root
 
@@ -232,16 +233,7 @@ def test_the_file_of_the_kernel_that_is_meant_is_found(far: Far, shell: str) -> 
     assert far.find(shell) == TCP
 
 
-@pytest.mark.parametrize(
-    ("variable", "value", "runtime"),
-    [
-        ("JUPYTER_RUNTIME_DIR", "a b", "a b"),
-        ("JUPYTER_DATA_DIR", "data", "data/runtime"),
-        ("XDG_DATA_HOME", "share", "share/jupyter/runtime"),
-        ("XDG_RUNTIME_DIR", "run", "run/jupyter"),
-        ("UNUSED", "", "Library/Jupyter/runtime"),
-    ],
-)
+@pytest.mark.parametrize(("variable", "value", "runtime"), RUNTIME_DIRS)
 def test_the_file_is_found_wherever_a_server_may_have_put_it(
     far: Far, variable: str, value: str, runtime: str
 ) -> None:

@@ -26,6 +26,7 @@ from holdfast.forward import Address
 from holdfast.jupyter import servers
 from holdfast.jupyter.servers import Found, Listener, Notebook, Server
 from holdfast.openssh import script
+from tests.jupyters import RUNTIME_DIRS
 from tests.sshd import wait_for
 from tests.test_far_side import path_of
 
@@ -737,16 +738,7 @@ def test_a_directory_that_is_named_in_many_places_is_printed_once(far: Far, shel
     assert far.look(shell).count(f"@server {pid} ") == 1
 
 
-@pytest.mark.parametrize(
-    ("variable", "value", "runtime"),
-    [
-        ("JUPYTER_RUNTIME_DIR", "a b", "a b"),
-        ("JUPYTER_DATA_DIR", "data", "data/runtime"),
-        ("XDG_DATA_HOME", "share", "share/jupyter/runtime"),
-        ("XDG_RUNTIME_DIR", "run", "run/jupyter"),
-        ("UNUSED", "", "Library/Jupyter/runtime"),
-    ],
-)
+@pytest.mark.parametrize(("variable", "value", "runtime"), RUNTIME_DIRS)
 def test_every_place_that_jupyter_may_use_is_looked_into(
     far: Far, variable: str, value: str, runtime: str
 ) -> None:

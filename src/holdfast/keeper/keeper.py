@@ -302,7 +302,7 @@ class Keeper:
         if not tunnel.forwards:
             journal.record(tunnel.name, "taken down")
             del self.tunnels[tunnel.name]
-        if not (link.visits or any(other.link is link for other in self.tunnels.values())):
+        if not self._is_needed(link):
             self._let_down(link)
             return [link.releasing] if link.releasing else []
         link.forwards = [forward for forward in link.forwards if forward not in forwards]
@@ -332,7 +332,7 @@ class Keeper:
         """Ends visits. A link that nothing else needs stays for the next one, if it is up."""
         for link in visited:
             link.visits -= 1
-            if link.visits or any(tunnel.link is link for tunnel in self.tunnels.values()):
+            if self._is_needed(link):
                 continue
             if link.state is LinkState.UP:
                 self._linger(link)
@@ -356,8 +356,12 @@ class Keeper:
         return not self.tunnels and not any(link.visits or link.lingering for link in self._links.values())
 
     def _end_lingering(self, link: Link) -> None:
-        if link.lingering and not link.visits and not any(own.link is link for own in self.tunnels.values()):
+        if link.lingering and not self._is_needed(link):
             self._let_down(link)
+
+    def _is_needed(self, link: Link) -> bool:
+        """Whether a tunnel or a program goes over it."""
+        return link.visits > 0 or any(tunnel.link is link for tunnel in self.tunnels.values())
 
     def _stop_lingering(self, link: Link) -> None:
         if link.lingering:

@@ -149,31 +149,38 @@ class Follower:
         await decided.wait()
 
     def _take(self, link: Link, found: Found | None, *, can_look: bool) -> None:
-        """Has each notebook's forward lead to where it is; where nobody can tell, to where it was."""
-        all_own = _notebooks(link)
-        known = {own: _same(own, found) for own in all_own} if found else {}
-        left = [server for server in found.servers if server not in known.values()] if found else []
-        for own in all_own:
+        """Takes in what a look has told, or that it told nothing."""
+        self._unknown.discard(link)
+        withheld = [own for own in _notebooks(link) if own.withheld is not None]
+        if found is not None:
+            self._follow(link, found)
+        elif can_look:
+            self._unknown.add(link)
+            for own in withheld:
+                own.withheld = _UNKNOWN
+        else:  # nobody will ever tell: each leads to where it was
+            for own in withheld:
+                own.withheld = None
+        if any(own.withheld for own in _notebooks(link)):
+            self._gone_since.setdefault(link, elapsed())
+        else:
+            self._gone_since.pop(link, None)
+        if link.ports is not None:
+            link.ports.open_wanted()
+
+    def _follow(self, link: Link, found: Found) -> None:
+        """Has each notebook's forward lead to where that is now."""
+        known = {own: _same(own, found) for own in _notebooks(link)}
+        left = [server for server in found.servers if server not in known.values()]
+        for own, same in known.items():
             assert own.notebook is not None
-            if found is None:
-                if own.withheld is not None:
-                    own.withheld = _UNKNOWN if can_look else None
-                continue
-            server = known[own] or servers.successor(own.notebook, left)
+            server = same or servers.successor(own.notebook, left)
             if server is None:
                 self._lose(link, own)
                 continue
             if server in left:
                 left.remove(server)
             self._lead(own, server)
-        is_known = found is not None or not can_look
-        (self._unknown.discard if is_known else self._unknown.add)(link)
-        if any(own.withheld for own in all_own):
-            self._gone_since.setdefault(link, elapsed())
-        else:
-            self._gone_since.pop(link, None)
-        if link.ports is not None:
-            link.ports.open_wanted()
 
     def _lose(self, link: Link, own: OpenForward) -> None:
         assert own.notebook is not None
