@@ -12,13 +12,15 @@ import select
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from holdfast import lock, paths
 from holdfast.control import (
     PROTOCOL,
     Answer,
+    Changes,
+    Follow,
     Greeting,
     LoginEnded,
     LoginOrder,
@@ -48,6 +50,11 @@ class Connection:
     def close(self) -> None:
         self._file.close()
         self._socket.close()
+
+    def hang_up(self) -> None:
+        """Ends it from another thread: whoever receives there is told that the keeper went away."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def send(self, request: Request) -> None:
         try:
@@ -112,6 +119,39 @@ def ask(
                 raise error_from(answer["error"])
             else:
                 return answer["done"]
+
+
+class Following:
+    """The tunnels of these names, or all, as they change: an iterator of control.Changes, those there are first.
+
+    `interval` is in seconds: how often their counters are told, 0 for never. Raises KeeperError when the keeper goes
+    away, HoldfastError for a name that it doesn't know. To be closed, from any thread.
+    """
+
+    def __init__(self, names: Sequence[str] = (), interval: float = 0.0) -> None:
+        self._connection = connect()
+        self._connection.send(Follow(tuple(names), round(interval * 1000)))
+
+    def __iter__(self) -> Iterator[Changes]:
+        while True:
+            yield self.receive(None)
+
+    def receive(self, timeout: float | None) -> Changes:
+        """The next changes. Raises TimeoutError after `timeout` seconds without any, KeeperError, HoldfastError."""
+        answer = self._connection.receive(timeout)
+        if "error" in answer:
+            raise error_from(answer["error"])
+        return answer["changes"]
+
+    def close(self) -> None:
+        self._connection.hang_up()
+
+    def __enter__(self) -> Following:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+        self._connection.close()
 
 
 def connect() -> Connection:

@@ -3,6 +3,9 @@
 The keeper greets with a `Greeting`. A client sends one request, an object
 whose `request` names one of `REQUESTS`. The keeper answers with any number of `progress`, `login` and `output`
 objects, then one `done` or `error`. The client answers each `login` with a `login_ended` request.
+
+Two requests go on after that. An `up` with `lease` holds its forwards until the client hangs up, or says `release`,
+which has a `done` of its own; `follow` never ends by itself. Both are sent `changes` as they happen.
 """
 
 from __future__ import annotations
@@ -14,10 +17,12 @@ from typing import Any, NamedTuple, NotRequired, TypedDict, TypeVar, get_type_hi
 from holdfast.errors import Exit, HoldfastError, KeeperError, UsageError
 from holdfast.forward import LONGEST_HOST, Forward, Kind, build, parse_address
 
-PROTOCOL = 2
+PROTOCOL = 3
 # Bytes of a request. The largest that makes sense is an `up` with some hundred forwards.
 LONGEST_REQUEST = 256 * 1024
 LONGEST_NAME = 100
+# Seconds: a month.
+LONGEST_IDLE = 31 * 86_400
 
 # The variables of the user's session that ssh needs to log in; nothing else is sent or kept.
 ENVIRONMENT = (
@@ -46,6 +51,9 @@ class Upkeep(NamedTuple):
     `http`: it carries HTTP, so a browser that waits is shown a page.
     `switch`: the far side may end its end of a connection from which nothing comes.
     `notify`: loss and return are told on the desktop.
+    `lazy`: the login happens when somebody connects. `idle`: seconds without a connection after which the link
+    of a lazy tunnel ends, and waits for the next one; 0 for never.
+    `mode`: the permissions of its Unix sockets, as for chmod.
     """
 
     hold: int = 512
@@ -53,6 +61,9 @@ class Upkeep(NamedTuple):
     http: bool = False
     switch: bool = True
     notify: bool = False
+    lazy: bool = False
+    idle: int = 0
+    mode: int = 0o600
 
 
 class Up(NamedTuple):
@@ -62,6 +73,8 @@ class Up(NamedTuple):
     those fields of Upkeep that are to be different from before. `notebook` is what the only forward leads to, as
     jupyter.servers.Notebook; the keeper chooses its port here. Empty: `forwards` are as they say. `running` are
     the pids of all notebook servers there: one that isn't among them is gone, and another may take its place.
+    `lease`: the forwards are wanted for as long as the client stays. `origin` is the configuration file that
+    describes the tunnel, or empty.
     """
 
     host: str
@@ -75,6 +88,8 @@ class Up(NamedTuple):
     upkeep: dict[str, int] = {}  # noqa: RUF012 - a named tuple's default, never changed
     notebook: dict[str, str] = {}  # noqa: RUF012
     running: tuple[int, ...] = ()
+    lease: bool = False
+    origin: str = ""
 
 
 class Run(NamedTuple):
@@ -123,6 +138,20 @@ class Status(NamedTuple):
     look: bool = False
 
 
+class Follow(NamedTuple):
+    """Tell of tunnels as they change, those that there are first. No names: all.
+
+    `interval` is in milliseconds: how often their counters are told, if those are different; 0 for never.
+    """
+
+    names: tuple[str, ...]
+    interval: int
+
+
+class Release(NamedTuple):
+    """Ends the lease that this connection has; answered once its forwards are closed."""
+
+
 class Stop(NamedTuple):
     """End the keeper. The masters and their connections stay."""
 
@@ -134,13 +163,15 @@ class LoginEnded(NamedTuple):
     status: int
 
 
-Request = Up | Run | Down | Restart | Status | Stop | LoginEnded
+Request = Up | Run | Down | Restart | Status | Follow | Release | Stop | LoginEnded
 REQUESTS: dict[str, type[Request]] = {
     "up": Up,
     "run": Run,
     "down": Down,
     "restart": Restart,
     "status": Status,
+    "follow": Follow,
+    "release": Release,
     "stop": Stop,
     "login_ended": LoginEnded,
 }
@@ -156,16 +187,38 @@ class NotebookStatus(TypedDict):
 
 
 class ForwardStatus(TypedDict):
-    """One forward as `status --json` prints it. `url` is null where a browser has no business."""
+    """One forward as `status --json` prints it. `url` is null where a browser has no business.
+
+    `asked` is `listen` as it was asked for, with port 0 for any. `exposed`: other machines can reach it.
+    `leases` counts the programs that hold it; `kept`: it stays without them. `connections` are those just now.
+    """
 
     kind: str
     listen: str
+    asked: str
     target: str | None
     url: str | None
     state: str
     reason: str | None
     hint: str | None
     notebook: NotebookStatus | None
+    exposed: bool
+    leases: int
+    kept: bool
+    connections: int | None
+
+
+class UpkeepStatus(TypedDict):
+    """How a tunnel is kept, as control.Upkeep says."""
+
+    hold: int
+    hold_for: int
+    http: bool
+    switch: bool
+    notify: bool
+    lazy: bool
+    idle: int
+    mode: int
 
 
 class OutageStatus(TypedDict):
@@ -184,6 +237,7 @@ class TunnelStatus(TypedDict):
     """One tunnel as `status --json` prints it. Times are ISO 8601 with offset, `rtt_ms` is milliseconds.
 
     `held` connections wait just now; `switch_seconds` is the dead-man's switch's time, null where there is none.
+    `sent_bytes` and `received_bytes` are of the connection that serves, with all that goes over it.
     """
 
     name: str
@@ -203,7 +257,19 @@ class TunnelStatus(TypedDict):
     fast_path: bool | None
     adopted: bool
     master_pid: int | None
+    sent_bytes: int | None
+    received_bytes: int | None
+    options: list[str]
+    upkeep: UpkeepStatus
+    config: str | None
     forwards: list[ForwardStatus]
+
+
+class Changes(TypedDict):
+    """What is different since the last time: tunnels as they are now, and the names of those that went."""
+
+    tunnels: list[TunnelStatus]
+    gone: list[str]
 
 
 class LoginOrder(TypedDict):
@@ -235,6 +301,7 @@ class Answer(TypedDict):
     progress: NotRequired[TunnelStatus]
     login: NotRequired[LoginOrder]
     output: NotRequired[str]
+    changes: NotRequired[Changes]
     done: NotRequired[list[TunnelStatus]]
     error: NotRequired[ErrorRecord]
 
@@ -382,9 +449,17 @@ def check_upkeep(upkeep: dict[str, int]) -> Upkeep:
         raise UsageError(f"a tunnel's upkeep has no {min(unknown)[:60]!r}")
     defaults = Upkeep()._asdict()
     kept = Upkeep(**{name: type(default)(upkeep.get(name, default)) for name, default in defaults.items()})
-    for option, value, most in (("--hold", kept.hold, 10_000), ("--hold-for", kept.hold_for, 86_400)):
-        if not 1 <= value <= most:
-            raise UsageError(f"{value} can't be the value of {option}", f"a number from 1 to {most}")
+    for option, value, least, most in (
+        ("--hold", kept.hold, 1, 10_000),
+        ("--hold-for", kept.hold_for, 1, 86_400),
+        ("--idle", kept.idle, 0, LONGEST_IDLE),
+    ):
+        if not least <= value <= most:
+            raise UsageError(f"{value} can't be the value of {option}", f"a number from {least} to {most}")
+    if kept.mode & ~0o777 or not kept.mode & 0o600 == 0o600:
+        raise UsageError(f"{kept.mode:o} can't be a socket's mode", "as for chmod, yours to read and write: 0660")
+    if kept.idle and not kept.lazy:
+        raise UsageError("only a lazy tunnel can go idle", "add --lazy, or leave --idle out")
     return kept
 
 
