@@ -266,7 +266,7 @@ def test_a_file_of_version_2_without_a_field_of_its_masters_is_kept_aside(field:
     assert_kept_aside(json.dumps(record).encode())
 
 
-@pytest.mark.parametrize("version", [0, 4, "1", None])
+@pytest.mark.parametrize("version", [0, 5, "1", None])
 def test_a_file_of_another_version_is_kept_aside(version: object) -> None:
     assert_kept_aside(changed(version=version).encode())
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from holdfast import lock, paths
 from holdfast.control import (
+    ENVIRONMENT,
     PROTOCOL,
     Answer,
     Changes,
@@ -34,9 +35,12 @@ from holdfast.errors import KeeperError
 from holdfast.peer import peer_uid
 from holdfast.version import __version__
 
-# Seconds for a keeper to start listening, and for a running one to greet.
+# Seconds for a keeper to start listening, for a running one to greet, and for one that its service starts.
 START = 20.0
 GREETING = 5.0
+# Milliseconds: counters are told once, and not again while anybody listens.
+_SELDOM = 86_400_000
+ACTIVATION = 10.0
 
 
 class Connection:
@@ -44,12 +48,16 @@ class Connection:
 
     def __init__(self, connected: socket.socket, greeting: Greeting) -> None:
         self._socket = connected
-        self._file = connected.makefile("rb")
+        self._received = b""
         self.greeting = greeting
 
     def close(self) -> None:
-        self._file.close()
         self._socket.close()
+
+    def abandon(self) -> None:
+        """Closes a child's copy, whose parent goes on with it and may be just reading."""
+        with contextlib.suppress(OSError):
+            os.close(self._socket.detach())
 
     def hang_up(self) -> None:
         """Ends it from another thread: whoever receives there is told that the keeper went away."""
@@ -63,18 +71,24 @@ class Connection:
             raise KeeperError(f"the keeper went away: {error.strerror}", "try again") from None
 
     def receive(self, timeout: float | None) -> Answer:
-        """The next answer. Raises TimeoutError after `timeout` seconds without one, KeeperError."""
+        """The next answer. Raises TimeoutError after `timeout` seconds in which nothing came, KeeperError.
+
+        After a time-out it may be called again: what came of an answer is kept.
+        """
         self._socket.settimeout(timeout)
-        try:
-            line = self._file.readline()
-        except TimeoutError:
-            raise
-        except OSError as error:
-            raise KeeperError(f"the keeper went away: {error.strerror}", "try again") from None
-        if not line.endswith(b"\n"):
-            raise KeeperError(
-                "the keeper went away before it had answered", "try again; holdfast doctor tells more"
-            )
+        while b"\n" not in self._received:
+            try:
+                chunk = self._socket.recv(65536)
+            except TimeoutError:
+                raise
+            except OSError as error:
+                raise KeeperError(f"the keeper went away: {error.strerror}", "try again") from None
+            if not chunk:
+                raise KeeperError(
+                    "the keeper went away before it had answered", "try again; holdfast doctor tells more"
+                )
+            self._received += chunk
+        line, _, self._received = self._received.partition(b"\n")
         answer: Answer = json.loads(line)
         return answer
 
@@ -100,32 +114,59 @@ def ask(
     with contextlib.closing(connect()) as connection:
         if connection.greeting["notice"]:
             notice(connection.greeting["notice"])
-        connection.send(request)
-        clock = _Clock(timeout)
-        is_running = False
-        while True:
-            answer = connection.receive(clock.left())
-            if "progress" in answer:
-                progress(answer["progress"])
-            elif "login" in answer:
-                with clock.stopped():
-                    status = log_in(answer["login"])
-                connection.send(LoginEnded(answer["login"]["number"], status))
-            elif "output" in answer:
-                if not is_running:
-                    is_running, clock = True, _Clock(running)
-                output(answer["output"])
-            elif "error" in answer:
-                raise error_from(answer["error"])
-            else:
-                return answer["done"]
+        return answer_of(connection, request, timeout, progress, log_in, output, running)
+
+
+def answer_of(
+    connection: Connection,
+    request: Request,
+    timeout: float | None = None,
+    progress: Callable[[TunnelStatus], None] = lambda _: None,
+    log_in: Callable[[LoginOrder], int] = lambda _: 255,
+    output: Callable[[str], None] = lambda _: None,
+    running: float | None = None,
+) -> list[TunnelStatus]:
+    """As `ask`, over a connection that stays open."""
+    connection.send(request)
+    clock = _Clock(timeout)
+    is_running = False
+    while True:
+        answer = connection.receive(clock.left())
+        if "progress" in answer:
+            progress(answer["progress"])
+        elif "login" in answer:
+            with clock.stopped():
+                status = log_in(answer["login"])
+            connection.send(LoginEnded(answer["login"]["number"], status))
+        elif "output" in answer:
+            if not is_running:
+                is_running, clock = True, _Clock(running)
+            output(answer["output"])
+        elif "error" in answer:
+            raise error_from(answer["error"])
+        else:
+            return answer["done"]
+
+
+def environment() -> dict[str, str]:
+    """What ssh needs of this session."""
+    return {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+
+
+def absolute(options: Sequence[str]) -> tuple[str, ...]:
+    """ssh's options with their files' paths made absolute: the keeper runs in another folder."""
+    words = list(options)
+    for place, (flag, value) in enumerate(zip(options[::2], options[1::2], strict=False)):
+        if flag in ("-F", "-i") and value != "none" and Path(value).exists():
+            words[2 * place + 1] = str(Path(value).absolute())
+    return tuple(words)
 
 
 class Following:
     """The tunnels of these names, or all, as they change: an iterator of control.Changes, those there are first.
 
-    `interval` is in seconds: how often their counters are told, 0 for never. Raises KeeperError when the keeper goes
-    away, HoldfastError for a name that it doesn't know. To be closed, from any thread.
+    `interval` is in seconds: how often their counters are told, 0 for never. Raises KeeperError when the keeper
+    goes away. To be closed, from any thread.
     """
 
     def __init__(self, names: Sequence[str] = (), interval: float = 0.0) -> None:
@@ -137,7 +178,7 @@ class Following:
             yield self.receive(None)
 
     def receive(self, timeout: float | None) -> Changes:
-        """The next changes. Raises TimeoutError after `timeout` seconds without any, KeeperError, HoldfastError."""
+        """The next changes. Raises KeeperError, TimeoutError after so many seconds: then it is of no more use."""
         answer = self._connection.receive(timeout)
         if "error" in answer:
             raise error_from(answer["error"])
@@ -156,18 +197,40 @@ class Following:
 
 def connect() -> Connection:
     """A connection to a keeper that this command understands, started or replaced if need be."""
+    connection = find() or _start()
+    for may_activate in (True, False):  # the service may be of an older holdfast, too
+        if _is_newer(__version__, connection.greeting["holdfast"]):
+            stop(connection)
+            connection = _start(may_activate=may_activate)
+    _check_protocol(connection)
+    return connection
+
+
+def known_now(timeout: float, *, counted: bool = False) -> list[TunnelStatus] | None:
+    """The tunnels as the keeper knows them, without asking any far side; None when no keeper runs. Starts none.
+
+    `counted`: with what has gone through them, and their connections, as these are now.
+    Raises KeeperError, TimeoutError after `timeout` seconds without an answer.
+    """
     connection = find()
-    if connection is not None and _is_newer(__version__, connection.greeting["holdfast"]):
-        stop(connection)
-        connection = None
     if connection is None:
-        connection = _start()
+        return None
+    with contextlib.closing(connection):
+        _check_protocol(connection)
+        connection.send(Follow((), _SELDOM if counted else 0))
+        answer = connection.receive(timeout)
+    if "error" in answer:
+        raise error_from(answer["error"])
+    return answer["changes"]["tunnels"]
+
+
+def _check_protocol(connection: Connection) -> None:
+    """Raises KeeperError for a keeper that speaks another one."""
     if connection.greeting["protocol"] != PROTOCOL:
         raise KeeperError(
             f"the keeper is holdfast {connection.greeting['holdfast']}, this command is {__version__}",
             "use the newer holdfast, or end the keeper (tunnels stay up): holdfast keeper stop",
         )
-    return connection
 
 
 def something_is_wanted() -> bool:
@@ -188,24 +251,39 @@ def find() -> Connection | None:
         path = paths.lock_file().read_text()
     except OSError:
         return None
-    if not path:
-        return None
+    try:
+        return _greeted(path, GREETING) if path else None
+    except TimeoutError:
+        if not keeper_runs():  # its service listened for it
+            return None
+        raise KeeperError(
+            "the keeper doesn't answer", "end it, tunnels stay up: pkill -u $USER -f holdfast.keeper"
+        ) from None
+
+
+def keeper_runs() -> bool:
+    """Whether some process is the keeper, even one that doesn't answer."""
+    descriptor = lock.acquire(paths.lock_file(), 0)
+    if descriptor is not None:
+        os.close(descriptor)
+    return descriptor is None
+
+
+def _greeted(path: str, seconds: float) -> Connection | None:
+    """A connection to the keeper at `path`, or None when it isn't there. Raises TimeoutError."""
     connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connected.settimeout(GREETING)
+    connected.settimeout(seconds)
     try:
         connected.connect(path)
         if peer_uid(connected) != os.getuid():  # it would be told our environment, and obeyed
             raise ConnectionRefusedError
-        greeting = _read_greeting(connected)
+        return Connection(connected, _read_greeting(connected))
     except (FileNotFoundError, ConnectionError):
         connected.close()
         return None
     except TimeoutError:
         connected.close()
-        raise KeeperError(
-            "the keeper doesn't answer", "end it, tunnels stay up: pkill -u $USER -f holdfast.keeper"
-        ) from None
-    return Connection(connected, greeting)
+        raise
 
 
 def stop(connection: Connection) -> None:
@@ -217,16 +295,23 @@ def stop(connection: Connection) -> None:
         pass
 
 
-def _start() -> Connection:
-    """Starts the keeper. Of many commands that find none, one does; the others wait for it."""
+def _start(*, may_activate: bool = True) -> Connection:
+    """Starts the keeper, by its service if there is one. Of many commands that find none, one does it."""
     with _locked(paths.state_dir() / "start.lock", START):
-        connection = find()
+        connection = find() or (_activate() if may_activate else None)
         if connection is None:
             _spawn()
             connection = find()
     if connection is None:
         raise KeeperError("the keeper did not start", f"its own words: {paths.keeper_log()}")
     return connection
+
+
+def _activate() -> Connection | None:
+    """A connection to the keeper that the service manager starts for it; None where no service works."""
+    with contextlib.suppress(TimeoutError):
+        return _greeted(str(paths.service_socket()), ACTIVATION)
+    return None
 
 
 def _spawn() -> None:

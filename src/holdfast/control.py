@@ -4,8 +4,8 @@ The keeper greets with a `Greeting`. A client sends one request, an object
 whose `request` names one of `REQUESTS`. The keeper answers with any number of `progress`, `login` and `output`
 objects, then one `done` or `error`. The client answers each `login` with a `login_ended` request.
 
-Two requests go on after that. An `up` with `lease` holds its forwards until the client hangs up, or says `release`,
-which has a `done` of its own; `follow` never ends by itself. Both are sent `changes` as they happen.
+Two requests go on. An `up` with `lease` holds its forwards until the client hangs up, or says `release`, which has
+a `done` of its own; `follow` never ends by itself. Both are sent `changes` as they happen.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import re
 from typing import Any, NamedTuple, NotRequired, TypedDict, TypeVar, get_type_hints
 
-from holdfast.errors import Exit, HoldfastError, KeeperError, UsageError
+from holdfast.errors import Exit, HoldfastError, KeeperError, LoginNeeded, UsageError
 from holdfast.forward import LONGEST_HOST, Forward, Kind, build, parse_address
 
 PROTOCOL = 3
@@ -346,7 +346,10 @@ def encode_error(error: HoldfastError) -> bytes:
 
 
 def error_from(record: ErrorRecord) -> HoldfastError:
-    return HoldfastError(record["message"], record["hint"], Exit(record["exit_code"]))
+    """The error that the keeper tells of."""
+    code = Exit(record["exit_code"])
+    kinds = {Exit.USAGE: UsageError, Exit.NEEDS_LOGIN: LoginNeeded}
+    return kinds.get(code, HoldfastError)(record["message"], record["hint"], code)
 
 
 def encode_forward(forward: Forward) -> tuple[str, ...]:

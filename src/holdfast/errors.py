@@ -43,6 +43,16 @@ class UsageError(HoldfastError):
     exit_code = Exit.USAGE
 
 
+class LoginNeeded(HoldfastError):
+    """Only a person can log in to the host: `holdfast up` in a terminal."""
+
+    exit_code = Exit.NEEDS_LOGIN
+
+
+class TookTooLong(HoldfastError, TimeoutError):
+    """It wasn't there in the time that was given."""
+
+
 class KeeperError(HoldfastError):
     """The keeper can't be reached, started or understood."""
 

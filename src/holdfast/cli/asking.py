@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -14,8 +15,8 @@ import click
 from holdfast import client
 from holdfast.cli import render
 from holdfast.cli.main import complain
+from holdfast.client import environment
 from holdfast.control import (
-    ENVIRONMENT,
     LoginOrder,
     Restart,
     Run,
@@ -28,8 +29,8 @@ from holdfast.control import (
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.openssh import script
 
-# The states in which a tunnel's connection can be used.
-WORKS = ("up", "no service")
+# The states in which a tunnel does all that it should: what is idle connects when somebody comes.
+WORKS = ("up", "no service", "idle")
 LONGEST_TIMEOUT = 86400.0
 # Seconds that a program's end may take to be told.
 _SLACK = 5.0
@@ -71,10 +72,8 @@ def far(host: str, given: dict[str, Any]) -> Far:
     ):
         value = given[name]
         for text in value if isinstance(value, tuple) else [value] if value else []:
-            # Files are made absolute: the keeper doesn't run in this folder.
-            is_file = flag in ("-F", "-i") and text != "none" and Path(text).exists()
-            words += [flag, str(Path(text).absolute()) if is_file else text]
-    return Far(check_host(host), check_options(tuple(words)))
+            words += [flag, text]
+    return Far(check_host(host), check_options(client.absolute(words)))
 
 
 def ask(
@@ -83,9 +82,13 @@ def ask(
     timeout: float,
     output: Callable[[str], None] = lambda _: None,
     running: float | None = None,
+    turn: AbstractContextManager[object] | None = None,
 ) -> list[TunnelStatus]:
-    """The keeper's answer, telling meanwhile what is waited for. Raises HoldfastError when it takes too long."""
-    waiting = _Waiting()
+    """The keeper's answer, telling meanwhile what is waited for. Raises HoldfastError when it takes too long.
+
+    `turn`: others are asked for at the same time, and this is to be had for the terminal.
+    """
+    waiting = _Waiting(turn)
     try:
         return client.ask(
             request,
@@ -141,11 +144,6 @@ def tunnels(timeout: float) -> list[TunnelStatus]:
     return client.ask(Status(()), timeout=timeout) if client.something_is_wanted() else []
 
 
-def environment() -> dict[str, str]:
-    """What ssh needs of this session."""
-    return {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-
-
 def at_terminal() -> bool:
     """Whether a person can be asked something here: ssh asks on the terminal, whatever stdout is."""
     return sys.stdin.isatty() and sys.stderr.isatty()
@@ -166,8 +164,9 @@ def now() -> datetime:
 class _Waiting:
     """Tells what is being waited for: one line that is rewritten in a terminal, each news once elsewhere."""
 
-    def __init__(self) -> None:
-        self._rewrites = sys.stderr.isatty()
+    def __init__(self, turn: AbstractContextManager[object] | None) -> None:
+        self._turn = turn or nullcontext()
+        self._rewrites = turn is None and sys.stderr.isatty()
         self._last: TunnelStatus | None = None
         self._told = ""
 
@@ -179,13 +178,15 @@ class _Waiting:
             click.echo(f"\r\033[K{render.waiting_line(tunnel, now())}", err=True, nl=False)
         elif tunnel["reason"] and tunnel["reason"] != self._told:
             self._told = tunnel["reason"]
-            complain(render.waiting_line(tunnel, now()))
+            with self._turn:
+                complain(render.waiting_line(tunnel, now()))
 
     def log_in(self, order: LoginOrder) -> int:
         from holdfast.openssh.foreground import log_in
 
-        self.clear()
-        return log_in(order["argv"], Path(order["log"]))
+        with self._turn:
+            self.clear()
+            return log_in(order["argv"], Path(order["log"]))
 
     def clear(self) -> None:
         if self._rewrites and self._last is not None:

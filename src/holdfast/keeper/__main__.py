@@ -7,11 +7,12 @@ import os
 import sys
 
 from holdfast.errors import HoldfastError
-from holdfast.keeper import server
+from holdfast.keeper import activation, server
 
 
 def main(words: list[str]) -> int:
     descriptor = int(words[words.index("--ready") + 1]) if "--ready" in words else None
+    manager = activation.taken_from(os.environ)
 
     def tell(line: str) -> None:
         if descriptor is not None:
@@ -20,7 +21,7 @@ def main(words: list[str]) -> int:
             os.close(descriptor)
 
     try:
-        server.run(stay="--stay" in words, ready=lambda: tell("ready"))
+        server.run(stay="--stay" in words, manager=manager, ready=lambda: tell("ready"))
     except HoldfastError as error:
         if descriptor is None:
             print(f"holdfast: {error.message}\nholdfast: hint: {error.hint}", file=sys.stderr)

@@ -12,10 +12,13 @@ from holdfast import paths
 from holdfast.control import (
     PROTOCOL,
     Answer,
+    Changes,
     Down,
+    Follow,
     Greeting,
     LoginEnded,
     LoginOrder,
+    Release,
     Request,
     Restart,
     Run,
@@ -36,6 +39,7 @@ from holdfast.errors import Exit, HoldfastError, KeeperError, UsageError
 from holdfast.forward import Forward, Kind
 from holdfast.jupyter.servers import Notebook
 from holdfast.keeper import forwarding, journal, notices
+from holdfast.keeper.forwarding import Lease
 from holdfast.keeper.journal import SavedTunnel
 from holdfast.keeper.keeper import DEFAULT_FORWARD, Keeper
 from holdfast.keeper.link import Link, environment_with
@@ -76,6 +80,9 @@ class Conversation:
         # The answer to the one that somebody waits for.
         self._login: asyncio.Future[int] | None = None
         self._broke_off = False
+        # What an `up` for a while holds its forwards by, and whether the client has given it up.
+        self._lease: Lease | None = None
+        self._released = asyncio.Event()
 
     async def run(self) -> None:
         """Serves one request. Garbage, strangers and clients that go away end it, and harm nobody."""
@@ -143,6 +150,8 @@ class Conversation:
                 request = decode_request(line)
                 if isinstance(request, LoginEnded):
                     await self._end_login(request)
+                elif isinstance(request, Release):
+                    self._released.set()
         if self._login is not None and not self._login.done():
             self._broke_off = True
             self._login.set_exception(LoginFailed(Trouble("the login was broken off", "", Remedy.LOGIN)))
@@ -170,6 +179,8 @@ class Conversation:
         if isinstance(request, Down | Restart | Status):
             await self._find_masters_again(request.names)
         match request:
+            case Up(lease=True):
+                return await self._up_for_a_while(request)
             case Up():
                 return await self._up(request)
             case Down():
@@ -180,11 +191,17 @@ class Conversation:
                 return await self._status(request)
             case Run():
                 return await self._run(request)
+            case Follow():
+                self._keeper.ask_later(lambda: None)  # tells what there is
+                await self._tell_changes(request.names, request.interval / 1000)
+                return []
             case Stop():
                 await self._end(await self._keeper.ask(self._keeper.end_visits), ENDING)
                 return []
             case LoginEnded():
                 raise KeeperError("no login was asked for")
+            case Release():
+                raise KeeperError("there is no lease on this connection")
 
     async def _find_masters_again(self, names: tuple[str, ...]) -> None:
         """Gives a keeper that has just started the time to adopt what one before it left. No names: all."""
@@ -204,10 +221,11 @@ class Conversation:
         known = self._keeper.tunnels.get(found.name)
         forwards = asked or self._keeper.remembered(found)
         settings = None
-        if known is None:
+        # What is asked for over a connection that serves needs nothing of ssh's.
+        if not forwards or (known is None and not self._keeper.serves(found)):
             settings = await _settings(found, request)
             forwards = forwards or list(settings.local_forwards()) or [DEFAULT_FORWARD]
-        added = [forward for forward in forwards if known is None or not known.has(forward)]
+        added = [forward for forward in forwards if known is None or not known.own(forward)]
         for forward in added:
             await asyncio.to_thread(_check, forward, expose=request.expose)
         is_new = known is None
@@ -220,7 +238,16 @@ class Conversation:
             raise HoldfastError(reason, "leave --notify out, or do that first")
         tunnel = await self._keeper.ask(
             lambda: self._keeper.want(
-                found, forwards, request.environment, settings, terminal, upkeep, notebook, request.running
+                found,
+                forwards,
+                request.environment,
+                settings,
+                terminal,
+                upkeep,
+                notebook,
+                request.running,
+                self._lease,
+                request.origin,
             )
         )
         if not request.wait:
@@ -228,11 +255,52 @@ class Conversation:
         try:
             await self._settle([tunnel])
         except asyncio.CancelledError:
-            if is_new and self._broke_off:  # as if it had never been asked for
+            if is_new and self._broke_off and not request.lease:  # as if it had never been asked for
                 self._keeper.ask_later(lambda: self._keeper.drop([tunnel.name], ()))
             raise
         await _prove([tunnel])
         return [tunnel.status()]
+
+    async def _up_for_a_while(self, request: Up) -> list[TunnelStatus]:
+        """Until the client says so, or hangs up. It is told of changes meanwhile."""
+        self._lease = lease = Lease()
+        try:
+            (status,) = await self._up(request)
+            tunnel = self._keeper.get(status["name"])
+            self._say(Answer(done=[tunnel.status(lease.forwards)]))
+            telling = asyncio.create_task(self._tell_changes((tunnel.name,), 0.0))
+            releasing = asyncio.create_task(self._released.wait())
+            try:
+                await asyncio.wait([telling, releasing], return_when=asyncio.FIRST_COMPLETED)
+                if not releasing.done():
+                    telling.result()
+            finally:
+                for task in (telling, releasing):
+                    task.cancel()
+                await asyncio.wait([telling, releasing])
+            await self._end(await self._keeper.ask(lambda: self._keeper.release(lease)))
+        finally:  # a decision is carried out though its client goes away while it is saved
+            self._keeper.ask_later(lambda: self._keeper.release(lease))
+        return []
+
+    async def _tell_changes(self, names: tuple[str, ...], interval: float) -> None:
+        """Tells of these tunnels, or all, whenever they change, and of their counters every `interval` seconds."""
+        told: dict[str, TunnelStatus] = {}
+        with self._keeper.watching() as changed:
+            while True:
+                if interval:
+                    await self._keeper.count()
+                now = {tunnel.name: tunnel.status() for tunnel in self._keeper.named(names)}
+                different = [status for name, status in now.items() if told.get(name) != status]
+                gone = [name for name in told if name not in now]
+                if different or gone or not told:
+                    self._say(Answer(changes=Changes(tunnels=different, gone=gone)))
+                    await self._writer.drain()
+                told = now
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(interval or None):
+                        await changed.wait()
+                changed.clear()
 
     async def _down(self, request: Down) -> list[TunnelStatus]:
         names = tuple(self._keeper.tunnels) if request.everything else request.names
@@ -293,6 +361,7 @@ class Conversation:
         names = request.names or tuple(self._keeper.tunnels)
         chosen = await self._keeper.ask(lambda: [self._keeper.get(name) for name in names])
         await _prove(chosen)
+        await self._keeper.count()
         await self._keeper.notebooks.look_again({tunnel.link for tunnel in chosen}, doubt=request.look)
         await self._keeper.ask(lambda: None)  # what the round trips brought has been taken in after this
         return [tunnel.status() for tunnel in chosen]

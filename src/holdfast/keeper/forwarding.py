@@ -17,7 +17,7 @@ from holdfast.errors import HoldfastError, MasterError, UsageError
 from holdfast.forward import Address, Forward, Kind
 from holdfast.jupyter.servers import Notebook
 from holdfast.keeper import guard, listeners, processes
-from holdfast.keeper.guard import Guard, Tally
+from holdfast.keeper.guard import MODE, Guard, Tally
 from holdfast.keeper.states import ForwardState
 from holdfast.openssh.control_socket import ControlSocket, ForwardRefused
 from holdfast.openssh.diagnose import Refusal, refusal
@@ -49,6 +49,16 @@ class Withheld(NamedTuple):
     hint: str = ""
 
 
+class Lease:
+    """A program's claim to forwards, for as long as it runs. Compared by identity."""
+
+    __slots__ = ("forwards",)
+
+    def __init__(self) -> None:
+        # In the order in which they were asked for.
+        self.forwards: list[OpenForward] = []
+
+
 @dataclass(slots=True, eq=False)
 class OpenForward:
     """A forward of a tunnel, and what was last found out about it. `asked` is what the person wrote."""
@@ -71,6 +81,12 @@ class OpenForward:
     moves_to: Address | None = None
     # Why no master may listen for it, although one could.
     withheld: Withheld | None = None
+    # Whether it was asked for to stay, and the leases of programs that want it for as long as they run.
+    kept: bool = True
+    leases: set[Lease] = field(default_factory=set)
+    # The permissions of a Unix socket; connections, as they were counted last.
+    mode: int = MODE
+    connections: int | None = None
 
     def found(self, state: ForwardState, reason: str = "", hint: str = "") -> None:
         self.state, self.reason, self.hint = state, reason, hint
@@ -97,6 +113,11 @@ class OpenForward:
         return self.master is not None and found
 
     @property
+    def wanted_listeners(self) -> tuple[Address, ...]:
+        """Where a master is to listen for it: over there on the same port as before, where any would do."""
+        return self.shown.listeners if self.chosen_port else self.forward.listeners
+
+    @property
     def shown(self) -> Forward:
         """The forward with the port that it really listens on."""
         if self.chosen_port:
@@ -111,7 +132,7 @@ async def open_forward(master: Master, forward: OpenForward, host: str, *, after
     Raises MasterError when the master doesn't answer.
     """
     forward.master = master
-    for listen in forward.forward.listeners:
+    for listen in forward.wanted_listeners:
         if listen in forward.listening:
             continue
         is_held = forward.guard is not None and listen in forward.guard.holds
@@ -121,6 +142,10 @@ async def open_forward(master: Master, forward: OpenForward, host: str, *, after
             chosen = await _open_listener(master, forward, listen)
         except ForwardRefused:
             if forward.forward.kind is Kind.REMOTE:
+                if forward.chosen_port and not after_loss:  # somebody else has it by now: any other will do
+                    forward.chosen_port = 0
+                    await open_forward(master, forward, host)
+                    return
                 hint = _REMOTE_LEFT_OVER if after_loss else _REMOTE_HINT
                 forward.found(ForwardState.REFUSED, f"{host} refuses to listen on {listen}", hint)
                 return
@@ -129,7 +154,7 @@ async def open_forward(master: Master, forward: OpenForward, host: str, *, after
             await _close_listeners(master, forward)
             return
         forward.listening.append(listen)
-        forward.chosen_port = chosen or 0
+        forward.chosen_port = chosen or forward.chosen_port
 
 
 async def _open_listener(master: Master, forward: OpenForward, listen: Address) -> int | None:
@@ -165,7 +190,7 @@ async def _open_path(master: Master, forward: OpenForward, listen: Address, held
         await master.control.close_forward(forward.forward, guard.beside(listen), CLOSING)
         made.unlink(missing_ok=True)
         raise ForwardRefused("taken")
-    guard.move_into_place(listen)
+    guard.move_into_place(listen, forward.mode)
     held_by.let_go(listen)
 
 
@@ -271,7 +296,7 @@ async def probe(
     start = master.log_size()
     try:
         if target.path:
-            served = await _stays_open(forward.listening[0], round_trip)
+            served = await stays_open(forward.listening[0], round_trip)
         else:
             served = await _accepts(master, target)
     except TimeoutError:
@@ -334,7 +359,7 @@ async def _accepts(master: Master, target: Address) -> bool:
     return True
 
 
-async def _stays_open(listen: Address, round_trip: Callable[[], Awaitable[object]]) -> bool:
+async def stays_open(listen: Address, round_trip: Callable[[], Awaitable[object]]) -> bool:
     """Whether a connection through our own listener is still there after a round trip.
 
     For Unix sockets over there: masters before 9.4 make TCP of a stdio forward to one. sshd connects to a Unix

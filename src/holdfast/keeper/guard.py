@@ -26,6 +26,8 @@ from holdfast.openssh.control_socket import ControlSocket, ForwardRefused
 from holdfast.openssh.master import Master
 from holdfast.peer import is_stale
 
+# The permissions of a Unix socket, unless others were asked for.
+MODE = 0o600
 # Connections that the kernel keeps for us, besides those that are held.
 BACKLOG = 128
 # Seconds for which a port that its master is just letting go is tried again, without a pause: a refused client
@@ -130,17 +132,26 @@ class Lobby:
 class Guard:
     """The guard of one `forward`, whose target may change.
 
-    `page` makes what a browser that waits is shown, for a forward that carries HTTP.
+    `page` makes what a browser that waits is shown, for a forward that carries HTTP. `came` is called with each
+    connection that has to wait; `mode` is that of a Unix socket.
     """
 
     def __init__(
-        self, forward: Forward, hold: Hold, lobby: Lobby, tally: Tally, page: Callable[[], bytes] | None = None
+        self,
+        forward: Forward,
+        hold: Hold,
+        lobby: Lobby,
+        tally: Tally,
+        page: Callable[[], bytes] | None = None,
+        came: Callable[[], object] = lambda: None,
     ) -> None:
         self.forward = forward
         self.hold = hold
+        self.mode = MODE
         self._lobby = lobby
         self._tally = tally
         self.page = page
+        self._came = came
         self._listeners: dict[Address, socket.socket] = {}
         # Copies of what the master listens with.
         self._copies: dict[Address, socket.socket] = {}
@@ -165,7 +176,7 @@ class Guard:
         if listener is not None:
             pass  # nobody had to be kept waiting
         elif listen.path:
-            listener = _bound_path(listen, from_master=from_master)
+            listener = _bound_path(listen, self.mode, from_master=from_master)
         else:
             listener = _bound(listen, SPIN if from_master else 0.0)
         if listener is None:
@@ -282,6 +293,7 @@ class Guard:
             self._tally.held += 1
             connection.setblocking(False)
             self._keep(_Held(connection, time.monotonic()))
+            self._came()
         self._pause()
 
     def _keep(self, held: _Held) -> None:
@@ -354,10 +366,13 @@ def beside(listen: Address) -> Address:
     return listen._replace(path=f"{listen.path}~")
 
 
-def move_into_place(listen: Address) -> None:
+def move_into_place(listen: Address, mode: int) -> None:
     """Puts the socket made `beside` the place of `listen` there. One that has been moved already stays."""
+    made = Path(beside(listen).path)
     with contextlib.suppress(FileNotFoundError):
-        Path(beside(listen).path).rename(listen.path)
+        if mode != MODE:  # else as ssh has made it: the user may have set a StreamLocalBindMask
+            made.chmod(mode)
+        made.rename(listen.path)
 
 
 def _bound(listen: Address, spin: float) -> socket.socket | None:
@@ -385,7 +400,7 @@ def _bound(listen: Address, spin: float) -> socket.socket | None:
         return listener
 
 
-def _bound_path(listen: Address, *, from_master: bool) -> socket.socket | None:
+def _bound_path(listen: Address, mode: int, *, from_master: bool) -> socket.socket | None:
     """A listener moved over a master's socket, or a stale one. Whatever else is there stays."""
     place, made = Path(listen.path), Path(beside(listen).path)
     if os.path.lexists(place) and not (is_stale(place) or (from_master and place.is_socket())):
@@ -399,6 +414,7 @@ def _bound_path(listen: Address, *, from_master: bool) -> socket.socket | None:
         finally:
             os.umask(mask)
         listener.listen(BACKLOG)
+        made.chmod(mode)
         made.rename(place)
     except OSError:
         listener.close()

@@ -24,7 +24,7 @@ from holdfast.errors import HoldfastError
 from holdfast.forward import Forward
 from holdfast.jupyter.servers import Notebook
 
-VERSION = 3
+VERSION = 4
 # A log is put aside (one older one is kept) when it has grown to this many bytes.
 LONGEST_LOG = 128 * 1024
 # How the names of files begin that are being written.
@@ -35,15 +35,19 @@ LONGEST_MEMORY = 100
 
 class SavedForward(NamedTuple):
     """`asked` is what the person wrote, port 0 included; `forward` is what that became, and `notebook` is what is
-    behind it, if that is known."""
+    behind it, if that is known. Without `kept` only programs hold it. `chosen_port` is a remote forward's, by the
+    server's choice, or 0."""
 
     asked: Forward
     forward: Forward
     notebook: Notebook | None = None
+    kept: bool = True
+    chosen_port: int = 0
 
 
 class SavedTunnel(NamedTuple):
-    """`up_since` is when it came up, in ISO 8601, or '' when it wasn't up; `upkeep` is a control.Upkeep."""
+    """`up_since` is when it came up, in ISO 8601, or '' when it wasn't up. `upkeep` is a control.Upkeep, `origin`
+    the configuration file that describes it, or ''."""
 
     name: str
     host: str
@@ -55,6 +59,7 @@ class SavedTunnel(NamedTuple):
     down_seconds: int = 0
     up_since: str = ""
     upkeep: dict[str, int] = {}  # noqa: RUF012 - a named tuple's default, never changed
+    origin: str = ""
     forwards: tuple[SavedForward, ...] = ()
 
 
@@ -154,28 +159,34 @@ def _encode(saved: Saved) -> dict[str, Any]:
 
 def _encode_saved(saved: SavedForward) -> list[Any]:
     ends = [encode_forward(saved.asked), encode_forward(saved.forward)]
-    return [*ends, saved.notebook.encode()] if saved.notebook else ends
+    return [*ends, saved.notebook.encode() if saved.notebook else None, saved.kept, saved.chosen_port]
 
 
 def _decode_saved(record: list[Any]) -> SavedForward:
-    asked, forward, *notebook = record
-    known = [Notebook.decode(fields) for fields in notebook]
-    return SavedForward(decode_forward(tuple(asked)), decode_forward(tuple(forward)), *known)
+    since_4: list[Any] = [None, True, 0]  # version 3 had the first of these, where there was one
+    asked, forward, notebook, kept, chosen_port = [*record, *since_4[len(record) - 2 :]]
+    known = Notebook.decode(notebook) if notebook is not None else None
+    ends = decode_forward(tuple(asked)), decode_forward(tuple(forward))
+    if type(kept) is not bool or type(chosen_port) is not int or not 0 <= chosen_port < 65536:
+        raise ValueError("a forward is not what it should be")
+    return SavedForward(*ends, known, kept, chosen_port)
 
 
 def _decode(record: dict[str, Any]) -> Saved:
-    if record["version"] not in (1, 2, VERSION):
+    if record["version"] not in (1, 2, 3, VERSION):
         raise ValueError(f"its version is {record['version']}, not {VERSION}")
     is_old = record["version"] == 1
-    tunnels = tuple(_tunnel({**(_SINCE_2 if is_old else {}), **fields}) for fields in record["tunnels"])
+    absent = {**(_SINCE_2 if is_old else {}), **(_SINCE_4 if record["version"] < VERSION else {})}
+    tunnels = tuple(_tunnel({**absent, **fields}) for fields in record["tunnels"])
     masters = tuple(
         fill(SavedMaster, {**(_MASTER_SINCE_2 if is_old else {}), **fields}) for fields in record["masters"]
     )
     return Saved(tunnels, masters)
 
 
-# What version 1 didn't have.
+# What versions before didn't have.
 _SINCE_2: dict[str, Any] = {"outages": 0, "down_seconds": 0, "upkeep": {}}
+_SINCE_4: dict[str, Any] = {"origin": ""}
 _MASTER_SINCE_2 = {"attended": False, "draining": False}
 
 

@@ -11,9 +11,11 @@ import asyncio
 import contextlib
 import difflib
 import functools
+import itertools
 import random
 import traceback
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,9 +25,10 @@ from holdfast.control import Run, Up, Upkeep, check_name, check_upkeep, default_
 from holdfast.errors import Exit, HoldfastError, KeeperError, UsageError
 from holdfast.forward import Forward, Kind, parse
 from holdfast.jupyter.servers import Notebook
-from holdfast.keeper import journal, processes
-from holdfast.keeper.forwarding import OpenForward
+from holdfast.keeper import counters, journal, processes
+from holdfast.keeper.forwarding import Lease, OpenForward
 from holdfast.keeper.guard import Guard, Hold, Lobby
+from holdfast.keeper.idling import until_unused
 from holdfast.keeper.journal import Saved, SavedForward, SavedMaster, SavedTunnel
 from holdfast.keeper.link import Attempt, Gate, Known, Link, News, Terminal
 from holdfast.keeper.notebooks import Follower
@@ -61,6 +64,10 @@ NOTEBOOK_PORTS = 100
 NOTEBOOK_PORT = 8888
 # Seconds for which connections to it wait, unless something was said: JupyterLab shows a dialogue when one ends.
 NOTEBOOK_HOLD = 900
+# Seconds for which a program's forwards stay after a keeper's end, until it has asked this one for them.
+GRACE = 20.0
+# Ports below are root's.
+UNPRIVILEGED = 1024
 # Seconds after a change of the network, or a wake, for which it is said to have brought a link back.
 CREDIT = 15.0
 
@@ -106,7 +113,7 @@ class Keeper:
                 attempt.task = self._tasks.create_task(_carry(attempt, None))
             link.known = serving[:1]
             if link.forwards:
-                self._apply(link, LinkEvent.WANTED)
+                self._ask_for(link, or_adopt=bool(link.known))
             elif link.known or drained:  # it was being taken down when the keeper before this one died
                 self._end(link)
 
@@ -166,29 +173,37 @@ class Keeper:
 
     async def wait_until(self, condition: Callable[[], bool], changed: Callable[[], None]) -> None:
         """Returns once `condition()` is true; calls `changed` after each change until then."""
-        watcher = asyncio.Event()
-        self._watchers.add(watcher)
-        try:
+        with self.watching() as watcher:
             while not condition():
                 changed()
                 await watcher.wait()
                 watcher.clear()
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[asyncio.Event]:
+        """An event that is set after each decision."""
+        watcher = asyncio.Event()
+        self._watchers.add(watcher)
+        try:
+            yield watcher
         finally:
             self._watchers.discard(watcher)
 
     def find(self, request: Up) -> SavedTunnel:
         """What `request` is about: a tunnel that is known, by name or by host, or a new one without forwards.
 
-        Raises UsageError when the name is known, and goes elsewhere.
+        Raises UsageError when the name is known, and goes elsewhere; a program that gave none gets another.
         """
         name = request.name or (request.host if self._known(request.host) else default_name(request.host))
         known = self._known(name)
+        if request.lease and not request.name and known and self._goes_elsewhere(request, known):
+            name = next(other for other in _numbered(name) if other not in self.tunnels)
+            known = None
         if known is None:
             check_name(name)
             host, options = self._far_end(request.host, request.options)
             return SavedTunnel(name, host, options, request.environment, True, forwards=())
-        elsewhere = request.host not in (known.host, known.name)
-        if elsewhere or (request.options and request.options != known.options):
+        if self._goes_elsewhere(request, known):
             if name in self.tunnels:
                 goes_to = " ".join([*known.options, known.host])
                 raise UsageError(
@@ -197,6 +212,11 @@ class Keeper:
                 )
             return known._replace(host=request.host, options=request.options, forwards=())
         return known
+
+    @staticmethod
+    def _goes_elsewhere(request: Up, known: SavedTunnel) -> bool:
+        elsewhere = request.host not in (known.host, known.name)
+        return elsewhere or bool(request.options and request.options != known.options)
 
     def want(
         self,
@@ -208,29 +228,41 @@ class Keeper:
         upkeep: Upkeep | None = None,
         notebook: Notebook | None = None,
         running: Sequence[int] = (),
+        lease: Lease | None = None,
+        origin: str = "",
     ) -> Tunnel:
         """Brings the tunnel up, with `forwards` besides those it has. Raises UsageError, and changes nothing.
 
         `settings` is what ssh would use, if the caller has just found out; a person can log in at `terminal`;
         `upkeep` is how it is to be kept, None for as before; `notebook` is what the only forward leads to, and
-        `running` are the pids of all that run there.
+        `running` are the pids of all that run there. `lease`: the forwards are wanted until `release`, no longer.
         """
         tunnel = self.tunnels.get(found.name)
         if notebook is not None:
             forwards = [self._placed(forwards[0], notebook, found, tunnel, running)]
-        added = [forward for forward in forwards if not (tunnel and tunnel.has(forward))]
+        shared = {forward: _own(tunnel, forward, lease) for forward in forwards}
+        added = [forward for forward, own in shared.items() if own is None]
+        _check_lazy(found, upkeep or check_upkeep(found.upkeep), [*added, *_forwards_of(tunnel)])
         for forward in added:
             self._check_overlap(forward)
-        prepared = [self._prepare(forward, found, notebook) for forward in added]
+        prepared = {
+            forward: self._prepare(forward, found, notebook, is_leased=lease is not None) for forward in added
+        }
+        for own in prepared.values():
+            own.kept = lease is None
         if tunnel is None:
             tunnel = Tunnel(found.name, self._link_to(found.host, found.options), check_upkeep(found.upkeep))
             self.tunnels[found.name] = tunnel
+        if lease is None:
             self._past.pop(found.name, None)
+            tunnel.origin = origin or tunnel.origin
+        for own in (shared[forward] or prepared[forward] for forward in shared):
+            _claim(own, lease)
         if upkeep is not None:
             tunnel.upkeep = upkeep
             for own in tunnel.forwards:
                 self._guarded_forward(tunnel, own)
-        opened = [self._guarded_forward(tunnel, own) for own in prepared]
+        opened = [self._guarded_forward(tunnel, own) for own in prepared.values()]
         link = tunnel.link
         link.switch = self._may_switch(link)
         link.environment = environment or link.environment
@@ -239,14 +271,65 @@ class Keeper:
         self._stop_lingering(link)
         tunnel.forwards += opened
         link.forwards += opened
-        self._apply(link, LinkEvent.WANTED)
+        self._ask_for(link)
         if notebook is None and any(own.notebook for own in opened):
             self.notebooks.withhold(link)
         self.notebooks.look(link)
         if link.ports is not None:
             link.ports.open_wanted()
-        self._undo = functools.partial(self._take_away, tunnel, opened)
+        undo = functools.partial(self._take_away, tunnel, opened)
+        self._undo = undo if lease is None else functools.partial(self.release, lease)
         return tunnel
+
+    def release(self, lease: Lease) -> list[asyncio.Task[None]]:
+        """Ends a program's claim, and the forwards that nobody else wants; what to wait for."""
+        ending = []
+        for tunnel in list(self.tunnels.values()):
+            for own in tunnel.forwards:
+                own.leases.discard(lease)
+            unwanted = [own for own in tunnel.forwards if not (own.kept or own.leases)]
+            if unwanted:
+                ending += self._take_away(tunnel, unwanted)
+        return ending
+
+    def _ask_for(self, link: Link, *, or_adopt: bool = False) -> None:
+        """A tunnel wants the link: now, or when somebody connects. `or_adopt`: one of its masters may live."""
+        is_at_rest = link.state in (LinkState.DOWN, LinkState.IDLE)
+        lazily = is_at_rest and self._is_lazy(link) and not or_adopt
+        self._apply(link, LinkEvent.LAZILY_WANTED if lazily else LinkEvent.WANTED)
+
+    def _is_lazy(self, link: Link) -> bool:
+        return not link.visits and all(tunnel.is_lazy for tunnel in self.tunnels.values() if tunnel.link is link)
+
+    def _came(self, link: Link) -> None:
+        """Somebody waits for a port; where the link is idle, they have been waited for."""
+        if link.state is LinkState.IDLE:
+            self.ask_later(lambda: self._wake(link))
+
+    def _wake(self, link: Link) -> None:
+        if link.state is LinkState.IDLE:
+            self._apply(link, LinkEvent.WANTED)
+
+    def _idle_time(self, link: Link) -> float:
+        """Seconds without use after which the link may end; 0 for never, as where a person had to log in."""
+        tunnels = [tunnel for tunnel in self.tunnels.values() if tunnel.link is link]
+        if link.state is not LinkState.UP or link.attended or not (tunnels and self._is_lazy(link)):
+            return 0.0
+        longest = [float(tunnel.upkeep.idle) for tunnel in tunnels]
+        return max(longest) if all(longest) else 0.0
+
+    def _watch_use(self, link: Link) -> None:
+        """Has the link end once nobody has used it for as long as its tunnels allow."""
+        if (link.idling is None or link.idling.done()) and self._idle_time(link):
+            link.idling = self._tasks.create_task(_guarded(self._idle_out(link)))
+
+    async def _idle_out(self, link: Link) -> None:
+        def end() -> None:
+            if self._idle_time(link):
+                self._apply(link, LinkEvent.UNUSED)
+
+        if await until_unused(link, lambda: self._idle_time(link)):
+            self.ask_later(end)
 
     def drop(
         self, names: Iterable[str], listens: Sequence[str], *, forget: bool = False
@@ -257,8 +340,8 @@ class Keeper:
         ]
         matched = [tunnel.on(listens) for tunnel in chosen]
         for tunnel, forwards in zip(chosen, matched, strict=True):
-            if len(forwards) == len(tunnel.forwards) and not forget:
-                self._past[tunnel.name] = saved_tunnel(tunnel, wanted=False)
+            if len(forwards) == len(tunnel.forwards) and tunnel.is_kept and not forget:
+                self._past[tunnel.name] = _without_leases(saved_tunnel(tunnel, wanted=False))
         return [
             task
             for tunnel, forwards in zip(chosen, matched, strict=True)
@@ -275,6 +358,19 @@ class Keeper:
             link.terminals += [terminal] if terminal else []
             self._apply(link, LinkEvent.RESTARTED)
         return chosen
+
+    def named(self, names: Iterable[str]) -> list[Tunnel]:
+        """Those of these names that are wanted just now; no names: all."""
+        return [tunnel for name in names or list(self.tunnels) if (tunnel := self.tunnels.get(name))]
+
+    def serves(self, found: SavedTunnel) -> bool:
+        """Whether there is a connection already that it would go over."""
+        link = self._links.get((found.host, found.options))
+        return link is not None and link.state is LinkState.UP
+
+    async def count(self) -> None:
+        """Has the tunnels show what the system has counted by now."""
+        await asyncio.to_thread(_count, [tunnel.link for tunnel in self.tunnels.values()])
 
     def get(self, name: str) -> Tunnel:
         """The tunnel of that name. Raises HoldfastError, with the name that may be meant."""
@@ -381,7 +477,7 @@ class Keeper:
                 journal.record(tunnel.name, text)
 
     def _known(self, name: str) -> SavedTunnel | None:
-        if name in self.tunnels:
+        if name in self.tunnels and (self.tunnels[name].is_kept or name not in self._past):
             return saved_tunnel(self.tunnels[name], wanted=True)
         return self._past.get(name)
 
@@ -389,17 +485,26 @@ class Keeper:
         return self._links.setdefault((host, options), Link(host, options, {}))
 
     def _check_overlap(self, forward: Forward) -> None:
+        """Raises UsageError where another forward listens there already."""
+        found = self._overlap(forward)
+        if found is not None:
+            name, there = found
+            end = there.listen.port or there.listen
+            raise UsageError(
+                f"{forward.listen} leads to {there.target or 'SOCKS'} already, in tunnel '{name}'",
+                f"use another port, or first: holdfast down {name} {end}",
+            )
+
+    def _overlap(self, forward: Forward) -> tuple[str, Forward] | None:
+        """The tunnel, and its forward, that listens where `forward` is to."""
         if forward.kind is Kind.REMOTE or not (forward.listen.port or forward.listen.path):
-            return
+            return None
         for other in self.tunnels.values():
             for own in other.forwards:
                 there = own.forward
                 if there.kind is not Kind.REMOTE and set(there.listeners) & set(forward.listeners):
-                    end = there.listen.port or there.listen
-                    raise UsageError(
-                        f"{forward.listen} leads to {there.target or 'SOCKS'} already, in tunnel '{other.name}'",
-                        f"use another port, or first: holdfast down {other.name} {end}",
-                    )
+                    return other.name, there
+        return None
 
     def _placed(
         self,
@@ -439,8 +544,8 @@ class Keeper:
     def remembered(self, found: SavedTunnel) -> list[Forward]:
         """The forwards that the tunnel had. One to a notebook has another port where something took its own."""
         up = self.tunnels.get(found.name)
-        if up is not None:
-            return [own.asked for own in up.forwards]
+        if up is not None and up.is_kept:
+            return [own.asked for own in up.forwards if own.kept]
         return [
             self._placed(saved.asked, saved.notebook, found, None, ())
             if saved.notebook and not all(map(processes.is_free, saved.forward.listeners))
@@ -448,22 +553,30 @@ class Keeper:
             for saved in found.forwards
         ]
 
-    def _prepare(self, asked: Forward, found: SavedTunnel, notebook: Notebook | None = None) -> OpenForward:
-        """`asked`, with a port of its own where any free one will do: the one it had, or a new one."""
+    def _prepare(
+        self, asked: Forward, found: SavedTunnel, notebook: Notebook | None = None, *, is_leased: bool = False
+    ) -> OpenForward:
+        """`asked`, with a port of its own where any free one will do: the one it had, or a new one.
+
+        For a program that is the number that the target has, if it can be had.
+        """
         if notebook is None:
             notebook = next((own.notebook for own in found.forwards if own.asked.target == asked.target), None)
         if asked.kind is Kind.REMOTE or asked.listen.path or asked.listen.port:
             return OpenForward(asked, asked, notebook=notebook)
         before = next((saved.forward for saved in found.forwards if saved.asked == asked), None)
-        if before is not None and all(processes.is_free(listen) for listen in before.listeners):
+        if is_leased and asked.target and asked.target.port >= UNPRIVILEGED:
+            before = asked._replace(listen=asked.listen._replace(port=asked.target.port))
+        if before is not None and all(map(processes.is_free, before.listeners)) and not self._overlap(before):
             return OpenForward(asked, before)
         port = processes.free_port(asked.listeners)
         return OpenForward(asked, asked._replace(listen=asked.listen._replace(port=port)))
 
     def _guarded_forward(self, tunnel: Tunnel, forward: OpenForward) -> OpenForward:
         """`forward` with the guard that holds its port as is wished; one that listens over there has none."""
+        upkeep = tunnel.upkeep
+        forward.mode = upkeep.mode
         if forward.forward.kind is not Kind.REMOTE:
-            upkeep = tunnel.upkeep
             longest = upkeep.hold_for
             if forward.notebook and longest == Upkeep().hold_for:
                 longest = NOTEBOOK_HOLD
@@ -471,8 +584,9 @@ class Keeper:
             is_http = upkeep.http or forward.notebook is not None
             page = functools.partial(tunnel.waiting_page, forward) if is_http else None
             if forward.guard is None:
-                forward.guard = Guard(forward.forward, hold, self._lobby, forward.tally)
-            forward.guard.hold, forward.guard.page = hold, page
+                came = functools.partial(self._came, tunnel.link)
+                forward.guard = Guard(forward.forward, hold, self._lobby, forward.tally, came=came)
+            forward.guard.hold, forward.guard.page, forward.guard.mode = hold, page, upkeep.mode
         return forward
 
     def _may_switch(self, link: Link) -> bool:
@@ -514,7 +628,7 @@ class Keeper:
                 link.up_at = now
                 link.heard_at = elapsed()
                 link.attended = any(own.attended for own in (link.trying, link.serving) if own and own.master)
-                link.may_ask = _has_dialogue(link.environment)
+                link.may_ask = _has_dialogue(link.environment) and not self._is_lazy(link)
                 link.trouble = None
             case LinkEvent.UNWANTED:
                 link.trouble = None
@@ -632,7 +746,9 @@ class Keeper:
             if retry is not None and link.retry is retry:  # it wasn't cancelled while this waited in the queue
                 retry.cancel()  # after a nudge it would still go off
                 link.retry = link.retry_at = None
-                self._apply(link, LinkEvent.DUE)
+                is_waited_for = any(own.guard.waiting for own in link.forwards if own.guard)
+                is_unused = link.state is LinkState.WAITING and self._is_lazy(link) and not is_waited_for
+                self._apply(link, LinkEvent.UNUSED if is_unused else LinkEvent.DUE)
 
         self.ask_later(decide)
 
@@ -660,6 +776,8 @@ class Keeper:
         self.ask_later(lambda: None)
 
     def _note_changes(self) -> None:
+        for link in self._links.values():
+            self._watch_use(link)
         for tunnel in self.tunnels.values():
             # What was true before a keeper's restart has to be found out again: that is no change.
             tunnel.is_restored = tunnel.is_restored and tunnel.is_being_opened
@@ -690,12 +808,11 @@ class Keeper:
                 self._past[record.name] = record
                 continue
             link = self._link_to(record.host, record.options)
-            tunnel = Tunnel(record.name, link, check_upkeep(record.upkeep), drops=record.drops)
+            tunnel = Tunnel(
+                record.name, link, check_upkeep(record.upkeep), origin=record.origin, drops=record.drops
+            )
             tunnel.outages, tunnel.down_seconds = record.outages, record.down_seconds
-            tunnel.forwards = [
-                self._guarded_forward(tunnel, OpenForward(pair.asked, pair.forward, notebook=pair.notebook))
-                for pair in record.forwards
-            ]
+            tunnel.forwards = [self._restored(tunnel, saved) for saved in record.forwards]
             tunnel.link.environment = record.environment
             tunnel.link.forwards += tunnel.forwards
             self.tunnels[record.name] = tunnel
@@ -705,6 +822,17 @@ class Keeper:
         for link in self._links.values():
             link.switch = self._may_switch(link)
         self._saved = saved
+
+    def _restored(self, tunnel: Tunnel, saved: SavedForward) -> OpenForward:
+        """What a program held stays for a while: the program asks for it again."""
+        own = OpenForward(saved.asked, saved.forward, notebook=saved.notebook, kept=saved.kept)
+        own.chosen_port = saved.chosen_port
+        if not own.kept:
+            grace = Lease()
+            own.leases.add(grace)
+            loop = asyncio.get_running_loop()
+            loop.call_later(GRACE, self.ask_later, functools.partial(self.release, grace))
+        return self._guarded_forward(tunnel, own)
 
     async def _save(self) -> None:
         past = list(self._past.values())[-journal.LONGEST_MEMORY :]
@@ -734,8 +862,66 @@ def saved_tunnel(tunnel: Tunnel, *, wanted: bool) -> SavedTunnel:
         down_seconds=tunnel.down_seconds,
         up_since=tunnel.since.isoformat() if tunnel.told == LinkState.UP.value else "",
         upkeep=tunnel.upkeep._asdict(),
-        forwards=tuple(SavedForward(own.asked, own.forward, own.notebook) for own in tunnel.forwards),
+        origin=tunnel.origin,
+        forwards=tuple(
+            SavedForward(own.asked, own.forward, own.notebook, own.kept, own.chosen_port)
+            for own in tunnel.forwards
+        ),
     )
+
+
+def _count(links: Iterable[Link]) -> None:
+    links = set(links)
+    forwards = [own for link in links for own in link.forwards if own.forward.kind is not Kind.REMOTE]
+    listens = [own.forward.listeners for own in forwards]
+    found = counters.tcp_connections({end.port for ends in listens for end in ends})
+    unix = counters.unix_connections() if any(end.path for ends in listens for end in ends) else Counter()
+    for own, ends in zip(forwards, listens, strict=True):
+        own.connections = counters.connections_of(ends, found, unix, beside="~")
+    traffic = counters.traffic()
+    for link in links:
+        attempt = link.serving
+        if attempt is not None and attempt.master is not None and traffic:
+            if attempt.own_connection is None:
+                attempt.own_connection = counters.own_connection(attempt.master.pid, is_direct=attempt.is_direct)
+            attempt.traffic = traffic.get(attempt.own_connection or 0)
+
+
+def _without_leases(record: SavedTunnel) -> SavedTunnel:
+    return record._replace(forwards=tuple(saved for saved in record.forwards if saved.kept))
+
+
+def _own(tunnel: Tunnel | None, forward: Forward, lease: Lease | None) -> OpenForward | None:
+    """The tunnel's own that `forward` is. A program that names no port here shares one that leads to the same."""
+    if tunnel is None:
+        return None
+    return tunnel.own(forward) if lease is None else tunnel.own_like(forward)
+
+
+def _claim(own: OpenForward, lease: Lease | None) -> None:
+    if lease is None:
+        own.kept = True
+    else:
+        own.leases.add(lease)
+        lease.forwards.append(own)
+
+
+def _forwards_of(tunnel: Tunnel | None) -> list[Forward]:
+    return [own.forward for own in tunnel.forwards] if tunnel else []
+
+
+def _check_lazy(found: SavedTunnel, upkeep: Upkeep, forwards: Iterable[Forward]) -> None:
+    """Raises UsageError for a lazy tunnel that needs its connection all the time."""
+    remote = next((forward for forward in forwards if forward.kind is Kind.REMOTE), None)
+    if upkeep.lazy and remote is not None:
+        raise UsageError(
+            f"the remote forward {remote.listen} needs a connection, so the tunnel '{found.name}' can't be lazy",
+            f"holdfast up {found.name} --no-lazy",
+        )
+
+
+def _numbered(name: str) -> Iterator[str]:
+    return (f"{name}-{number}" for number in itertools.count(2))
 
 
 def _saved_masters(link: Link) -> list[SavedMaster]:

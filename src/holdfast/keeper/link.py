@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from holdfast.errors import MasterError
 from holdfast.keeper import processes
+from holdfast.keeper.counters import Traffic
 from holdfast.keeper.forwarding import OpenForward
 from holdfast.keeper.states import LinkEvent, LinkState, connect_patience, failure_event, is_dead
 from holdfast.keeper.watch import elapsed, local_addresses
@@ -111,6 +112,8 @@ class Link:
     # Programs that are being run over it; the end of the time for which it stays for another, without a tunnel.
     visits: int = 0
     lingering: asyncio.TimerHandle | None = None
+    # What ends it once nobody has used it for a while, where only lazy tunnels need it.
+    idling: asyncio.Task[None] | None = None
 
     @property
     def attempts(self) -> list[Attempt]:
@@ -178,7 +181,10 @@ class Attempt:
         self._was_proven = False
         self._is_restored_silent = False
         # The master's TCP connection is its own, with no jump host or ProxyCommand in between.
-        self._is_direct = True
+        self.is_direct = True
+        # The inode of its TCP connection, and the bytes that went over that, as they were counted last.
+        self.own_connection: int | None = None
+        self.traffic: Traffic | None = None
         self._control_path_wanted: Path | None = None
 
     async def run(self) -> None:
@@ -269,7 +275,7 @@ class Attempt:
         if settings is None:
             settings = await self._settings()
         path = settings.control_path
-        self._is_direct = not (settings.proxy_jump or settings.get("proxycommand"))
+        self.is_direct = not (settings.proxy_jump or settings.get("proxycommand"))
         if self.known is not None:
             self.master = await self._find_again(self.known.socket)
             if self.master is None and self.is_draining:
@@ -406,7 +412,7 @@ class Attempt:
                 self.heartbeat = await heartbeat.forwards_over(self.master.socket, fast_path=True)
         self.log_start = self.master.log_size()
         self._heard_at = elapsed()
-        if self._is_direct:
+        if self.is_direct:
             self._address = await asyncio.to_thread(processes.local_address, self.master.pid)
         self._was_proven = True
         if not self._is_abandoned and not self.is_draining:
@@ -429,7 +435,7 @@ class Attempt:
 
     async def _start_heartbeat(self, over: Master, timeout: float) -> tuple[Heartbeat, float]:
         switch = over.ours and not self.attended and self.link.switch
-        return await heartbeat.start(over.socket, timeout, switch=switch, direct=self._is_direct)
+        return await heartbeat.start(over.socket, timeout, switch=switch, direct=self.is_direct)
 
     async def _serve(self) -> None:
         assert self.master is not None
@@ -553,7 +559,7 @@ class Attempt:
         if self.is_late and is_dead(silence, self.switch, address_is_gone=self._address_is_gone()):
             return True
         return await asyncio.to_thread(
-            processes.carries_nothing, self.master.pid, self.master.socket, self._is_direct
+            processes.carries_nothing, self.master.pid, self.master.socket, self.is_direct
         )
 
     def _address_is_gone(self) -> bool:

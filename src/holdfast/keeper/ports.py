@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 from holdfast.errors import MasterError
 from holdfast.forward import Kind
-from holdfast.keeper import forwarding, journal
+from holdfast.keeper import far_sockets, forwarding, journal
 from holdfast.keeper.forwarding import OpenForward, Withheld
+from holdfast.keeper.guard import MODE
 from holdfast.keeper.states import ForwardState
 from holdfast.openssh.master import Master
 
@@ -73,7 +74,17 @@ class Ports:
         for hand in self._hands:
             if forward.forward.kind in hand.kinds:
                 async with hand.turn:
-                    await forwarding.close_forward(forward)
+                    await self._close(forward)
+
+    async def _close(self, forward: OpenForward) -> None:
+        """Also removes what sshd leaves of a Unix socket over there."""
+        attempt, master, path = self._serving, forward.master, forward.forward.listen.path
+        was_open = bool(forward.listening)
+        await forwarding.close_forward(forward)
+        if not (was_open and path and forward.forward.kind is Kind.REMOTE) or attempt is None or master is None:
+            return
+        if attempt.master is master and not attempt.is_late:
+            await far_sockets.remove_stale(master, self._link.host, path, attempt.beat)
 
     async def look_again(self) -> None:
         """Finds out anew about the forwards whose target may have come or gone since."""
@@ -128,12 +139,27 @@ class Ports:
                 return await self._withhold(forward, forward.withheld, master)
             if forward.is_open:
                 return self._nobody_waits(forward, master)
-            await forwarding.open_forward(master, forward, self._link.host, after_loss=self._is_young())
+            await self._open(forward, attempt, master)
         except (MasterError, OSError):
             return False
         if forward.listening:
             self._tasks.create_task(self._after_opening(forward, attempt, master))
         return forward.is_open
+
+    async def _open(self, forward: OpenForward, attempt: Attempt, master: Master) -> None:
+        """Has the master listen. Raises MasterError, OSError."""
+        # A master from before this keeper's time has what it had.
+        after_loss = self._is_young() and attempt.known is None
+        host, path = self._link.host, forward.forward.listen.path
+        await forwarding.open_forward(master, forward, host, after_loss=after_loss)
+        if forward.forward.kind is not Kind.REMOTE or not path:
+            return
+        if forward.state is ForwardState.REFUSED and await far_sockets.remove_stale(
+            master, host, path, attempt.beat
+        ):
+            await forwarding.open_forward(master, forward, host)
+        if forward.listening and forward.mode != MODE:
+            await far_sockets.set_mode(master, host, path, forward.mode)
 
     async def _withhold(self, forward: OpenForward, why: Withheld, master: Master) -> bool:
         """Has the guard listen, whatever the master could do. Whether it does."""

@@ -1,7 +1,8 @@
 """The keeper's process: its lock, its socket, its signals, and one conversation a client.
 
-Whoever holds the lock is the keeper; the lock's file says where its socket is. A conversation that breaks off,
-or is garbage, ends that conversation and nothing else.
+Whoever holds the lock is the keeper; the lock's file says where its socket is. A service manager may have made
+that socket, at a path of its own, and keeps it. A conversation that breaks off, or is garbage, ends that
+conversation and nothing else.
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ import contextlib
 import os
 import resource
 import signal
+import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from holdfast import lock, paths
 from holdfast.control import LONGEST_REQUEST
 from holdfast.errors import HoldfastError
+from holdfast.keeper import journal
+from holdfast.keeper.activation import ServiceManager
 from holdfast.keeper.conversation import Conversation
 from holdfast.keeper.keeper import Keeper
 
@@ -31,10 +36,11 @@ class AlreadyRunning(HoldfastError):
     """Another process is the keeper."""
 
 
-def run(*, stay: bool, ready: Callable[[], None]) -> None:
+def run(*, stay: bool, manager: ServiceManager, ready: Callable[[], None]) -> None:
     """Is the keeper until told to stop; with `stay` also when nothing is wanted. Calls `ready` when it listens.
 
-    The locks are held for as long as this process lives. Raises AlreadyRunning, HoldfastError.
+    `manager` is told as well, and its socket is listened on, if it passed one on. The locks are held for as long
+    as this process lives. Raises AlreadyRunning, HoldfastError.
     """
     held = lock.acquire(paths.lock_file(), HAND_OVER)
     if held is None:
@@ -46,7 +52,7 @@ def run(*, stay: bool, ready: Callable[[], None]) -> None:
             "set the same everywhere, or another HOLDFAST_RUNTIME_DIR as well",
         )
     _allow_descriptors()
-    asyncio.run(_serve(held, stay, ready))
+    asyncio.run(_serve(held, stay, manager, ready))
 
 
 def _allow_descriptors() -> None:
@@ -58,30 +64,36 @@ def _allow_descriptors() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-async def _serve(held: int, stay: bool, ready: Callable[[], None]) -> None:
-    path = paths.runtime_dir() / "keeper.sock"
+async def _serve(held: int, stay: bool, manager: ServiceManager, ready: Callable[[], None]) -> None:
+    passed = manager.listener(paths.service_socket())
+    path = paths.keeper_socket() if passed is None else paths.service_socket()
+    if manager.passed and passed is None:
+        journal.note(f"the service manager's socket is not {paths.service_socket()}: holdfast service install")
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     keeper = Keeper()
     await keeper.restore()
     server = _Server(keeper, stop)
-    listener = await _listen(path, server)
+    listener = await (_listen(path, server) if passed is None else _listen_on(passed, server))
     os.ftruncate(held, 0)
     os.pwrite(held, os.fsencode(path), 0)
     ready()
+    manager.tell("READY=1", f"STATUS=listens at {path}")
     try:
         async with asyncio.TaskGroup() as tasks:
             working = [tasks.create_task(keeper.run())]
             if not stay:
                 working.append(tasks.create_task(server.stop_when_idle()))
             await stop.wait()
+            manager.tell("STOPPING=1", "STATUS=ends; the tunnels stay up")
             listener.close()
             for task in [*working, *server.conversations]:
                 task.cancel()
     finally:
         os.ftruncate(held, 0)
-        path.unlink(missing_ok=True)
+        if passed is None:
+            path.unlink(missing_ok=True)
 
 
 async def _listen(path: Path, server: _Server) -> asyncio.Server:
@@ -91,6 +103,14 @@ async def _listen(path: Path, server: _Server) -> asyncio.Server:
         return await asyncio.start_unix_server(server.converse, path, limit=LONGEST_REQUEST)
     finally:
         os.umask(mask)
+
+
+async def _listen_on(passed: socket.socket, server: _Server) -> asyncio.Server:
+    if sys.version_info >= (3, 13):  # it would remove the file, which is not ours
+        return await asyncio.start_unix_server(
+            server.converse, sock=passed, limit=LONGEST_REQUEST, cleanup_socket=False
+        )
+    return await asyncio.start_unix_server(server.converse, sock=passed, limit=LONGEST_REQUEST)
 
 
 class _Server:

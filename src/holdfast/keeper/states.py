@@ -27,6 +27,7 @@ class LinkState(StrEnum):
     WAITING = "waiting"
     NEEDS_LOGIN = "needs login"
     FAILED = "failed"
+    IDLE = "idle"
 
     @property
     def shown(self) -> str:
@@ -49,6 +50,8 @@ class LinkEvent(Enum):
     HOPELESS = "the try failed, and others would"
     DUE = "the time of the next try has come"
     UNWANTED = "no tunnel needs the link any more"
+    LAZILY_WANTED = "only lazy tunnels ask for the link"
+    UNUSED = "nobody has used the link for a while"
 
 
 class LinkAction(Enum):
@@ -70,7 +73,14 @@ _TAKE_DOWN = (_S.DOWN, (_A.CLOSE, _A.END))
 LINK: dict[LinkState, dict[LinkEvent, tuple[LinkState, tuple[LinkAction, ...]]]] = {
     _S.DOWN: {
         _E.WANTED: (_S.CONNECTING, (_A.HOLD, _A.CONNECT)),
+        _E.LAZILY_WANTED: (_S.IDLE, (_A.HOLD,)),
         _E.UNWANTED: (_S.DOWN, ()),
+    },
+    _S.IDLE: {
+        _E.WANTED: (_S.CONNECTING, (_A.CONNECT,)),
+        _E.RESTARTED: (_S.CONNECTING, (_A.CONNECT,)),
+        _E.LAZILY_WANTED: (_S.IDLE, ()),
+        _E.UNWANTED: _TAKE_DOWN,
     },
     _S.CONNECTING: {
         _E.WANTED: (_S.CONNECTING, ()),
@@ -87,6 +97,7 @@ LINK: dict[LinkState, dict[LinkEvent, tuple[LinkState, tuple[LinkAction, ...]]]]
         _E.LATE: (_S.STALLED, (_A.HOLD, _A.CONNECT)),
         _E.ANSWERED: (_S.UP, ()),
         _E.LOST: (_S.WAITING, (_A.HOLD, _A.SCHEDULE)),
+        _E.UNUSED: (_S.IDLE, (_A.HOLD, _A.END)),
         _E.UNWANTED: _TAKE_DOWN,
     },
     _S.STALLED: {
@@ -131,6 +142,7 @@ LINK: dict[LinkState, dict[LinkEvent, tuple[LinkState, tuple[LinkAction, ...]]]]
         _E.WANTED: (_S.CONNECTING, (_A.CANCEL, _A.CONNECT)),
         _E.RESTARTED: (_S.CONNECTING, (_A.CANCEL, _A.CONNECT)),
         _E.DUE: (_S.CONNECTING, (_A.CONNECT,)),
+        _E.UNUSED: (_S.IDLE, (_A.CANCEL,)),
         _E.UNWANTED: (_S.DOWN, (_A.CANCEL, _A.CLOSE, _A.END)),
     },
     _S.NEEDS_LOGIN: {

@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import cast
 
-from holdfast.control import ForwardStatus, NotebookStatus, OutageStatus, TunnelStatus, Upkeep
+from holdfast.control import (
+    ForwardStatus,
+    NotebookStatus,
+    OutageStatus,
+    TunnelStatus,
+    Upkeep,
+    UpkeepStatus,
+)
 from holdfast.errors import UsageError
-from holdfast.forward import Forward
+from holdfast.forward import Forward, Kind
 from holdfast.keeper import journal, waiting_room
 from holdfast.keeper.forwarding import OpenForward
 from holdfast.keeper.link import Link
@@ -50,6 +58,8 @@ class Tunnel:
     link: Link
     upkeep: Upkeep = field(default_factory=Upkeep)
     forwards: list[OpenForward] = field(default_factory=list)
+    # The configuration file that describes it, or ''.
+    origin: str = ""
     drops: int = 0
     # Times that the link was not up, the seconds of all that are over, and the last one.
     outages: int = 0
@@ -74,7 +84,17 @@ class Tunnel:
         link = self.link
         if link.state is LinkState.UP:
             return all(forward.state is not ForwardState.CLOSED for forward in self.forwards)
-        return link.state in (LinkState.NEEDS_LOGIN, LinkState.FAILED)
+        return link.state in (LinkState.NEEDS_LOGIN, LinkState.FAILED, LinkState.IDLE)
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether somebody wants it for longer than a program runs."""
+        return any(own.kept for own in self.forwards)
+
+    @property
+    def is_lazy(self) -> bool:
+        """Whether its link has to be there only while somebody is connected."""
+        return self.upkeep.lazy and not any(own.leases for own in self.forwards)
 
     @property
     def _is_served(self) -> bool:
@@ -87,9 +107,17 @@ class Tunnel:
         link = self.link
         return link.is_restored or (link.state is LinkState.UP and not self.is_settled)
 
-    def has(self, forward: Forward) -> bool:
-        """Whether `forward` is among its own, as asked for or as it became (a port for 0)."""
-        return any(forward in (own.asked, own.forward) for own in self.forwards)
+    def own(self, forward: Forward) -> OpenForward | None:
+        """The one of its own that is `forward`, as asked for or as it became (a port for 0)."""
+        return next((own for own in self.forwards if forward in (own.asked, own.forward, own.shown)), None)
+
+    def own_like(self, forward: Forward) -> OpenForward | None:
+        """The same; for `forward` to any port here, one that leads to the same place from this machine alone."""
+        found = self.own(forward)
+        if found is not None or forward.listen.port or forward.listen.path:
+            return found
+        same = (own for own in self.forwards if own.forward[::2] == forward[::2] and not own.forward.listen.path)
+        return next((own for own in same if own.forward.listen.is_loopback), None)
 
     def on(self, listens: Sequence[str]) -> list[OpenForward]:
         """Its forwards that listen on one of `listens` (a port, an address, a path); all when none is named.
@@ -128,6 +156,10 @@ class Tunnel:
     def _track_outage(self, before: str, reason: str) -> str:
         """Begins an outage, or ends one, as the link is; what is to be told of one that has ended, or ''."""
         outage = self.outage if self.outage is not None and self.outage.ended is None else None
+        if self.link.state is LinkState.IDLE:
+            if outage is not None:
+                self._end_outage(outage, datetime.now().astimezone(), "nobody waited for it any more")
+            return ""
         if self.link.state is not LinkState.UP:
             if outage is None and before and self._span(before) not in ("trying", *_NEVER_UP):
                 self.outages += 1
@@ -135,11 +167,14 @@ class Tunnel:
             return ""
         if outage is None:
             return ""
+        self._end_outage(outage, self.since, self.link.mended_by)
+        return str(outage)
+
+    def _end_outage(self, outage: Outage, ended: datetime, mended_by: str) -> None:
         held, through = self.tallied = self._tallied()
         outage.held, outage.let_through = held - outage.held_before, through - outage.through_before
-        outage.ended, outage.lasted, outage.mended_by = self.since, outage.seconds, self.link.mended_by
+        outage.ended, outage.lasted, outage.mended_by = ended, outage.seconds, mended_by
         self.down_seconds += round(outage.seconds)
-        return str(outage)
 
     def _tallied(self) -> tuple[int, int]:
         tallies = [forward.tally for forward in self.forwards]
@@ -159,14 +194,15 @@ class Tunnel:
         """Waiting and connecting take turns: together they are one time of not being up."""
         return "trying" if state in (LinkState.WAITING, LinkState.CONNECTING) else state
 
-    def status(self) -> TunnelStatus:
-        """What `status` says of it."""
+    def status(self, forwards: Sequence[OpenForward] | None = None) -> TunnelStatus:
+        """What `status` says of it, with these of its forwards, or all."""
         link = self.link
         attempt = link.serving
         master = attempt.master if attempt else None
         heartbeat = attempt.heartbeat if attempt else None
         reason, hint = self._reason()
         is_up = link.state is LinkState.UP
+        traffic = attempt.traffic if attempt and is_up else None
         return TunnelStatus(
             name=self.name,
             host=link.host,
@@ -185,7 +221,14 @@ class Tunnel:
             fast_path=heartbeat.fast_path if heartbeat and is_up else None,
             adopted=master is not None and not master.ours,
             master_pid=master.pid if master else None,
-            forwards=[_forward_status(forward, link.state) for forward in self.forwards],
+            sent_bytes=traffic.sent if traffic else None,
+            received_bytes=traffic.received if traffic else None,
+            options=list(link.options),
+            upkeep=cast(UpkeepStatus, self.upkeep._asdict()),
+            config=self.origin or None,
+            forwards=[
+                _forward_status(own, link.state) for own in (self.forwards if forwards is None else forwards)
+            ],
         )
 
     def _last_outage(self) -> OutageStatus | None:
@@ -213,7 +256,7 @@ class Tunnel:
 
 
 # States, by what they are told as, that a tunnel may be in without ever having been up.
-_NEVER_UP = (LinkState.NEEDS_LOGIN.value, LinkState.FAILED.value, LinkState.DOWN.value)
+_NEVER_UP = (LinkState.NEEDS_LOGIN.value, LinkState.FAILED.value, LinkState.DOWN.value, LinkState.IDLE.value)
 
 
 def _connections(count: int) -> str:
@@ -240,12 +283,17 @@ def _forward_status(own: OpenForward, link: LinkState) -> ForwardStatus:
     return ForwardStatus(
         kind=forward.kind.value,
         listen=str(forward.listen),
+        asked=str(own.asked.listen),
         target=str(forward.target) if forward.target else None,
         url=own.notebook.url(forward.listen) if own.notebook and forward.url else forward.url,
         state=state,
         reason=own.reason or None,
         hint=own.hint or None,
         notebook=_notebook_status(own),
+        exposed=forward.kind is not Kind.REMOTE and not forward.listen.is_loopback,
+        leases=len(own.leases),
+        kept=own.kept,
+        connections=own.connections,
     )
 
 
