@@ -7,13 +7,14 @@ the keeper goes away it asks the next one for the same forwards, on the same por
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import queue
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from holdfast import client
 from holdfast.control import (
@@ -31,9 +32,6 @@ from holdfast.control import (
 from holdfast.errors import HoldfastError, KeeperError, LoginNeeded, TookTooLong, UsageError
 from holdfast.events import Event, Known
 from holdfast.forward import Forward, Kind, build, parse, parse_address
-
-if TYPE_CHECKING:
-    import asyncio
 
 # Seconds from one try to be given the forwards by a new keeper to the next.
 _PAUSE = 1.0
@@ -137,7 +135,7 @@ class Tunnel:
         finally:
             self._remove_listener(heard.put)
 
-    async def aevents(self) -> AsyncIterator[Event]:
+    async def aevents(self) -> AsyncGenerator[Event, None]:
         """As `events`, for asyncio."""
         import asyncio
 
@@ -355,8 +353,9 @@ async def atunnel(
     """`tunnel` for asyncio: opened and closed beside the event loop. See `Tunnel.aevents`."""
     import asyncio
 
-    def open_it() -> Tunnel:
-        return tunnel(
+    opening = _Opening(
+        functools.partial(
+            tunnel,
             host,
             *forwards,
             remote=remote,
@@ -366,12 +365,11 @@ async def atunnel(
             expose=expose,
             timeout=timeout,
         )
-
-    opening = asyncio.ensure_future(asyncio.to_thread(open_it))
+    )
     try:
-        opened = await asyncio.shield(opening)
+        opened = await asyncio.to_thread(opening.run)
     except asyncio.CancelledError:
-        opening.add_done_callback(_close_late)
+        opening.give_up()
         raise
     try:
         yield opened
@@ -379,7 +377,27 @@ async def atunnel(
         await asyncio.shield(asyncio.to_thread(opened.close))
 
 
-def _close_late(opening: asyncio.Future[Tunnel]) -> None:
-    """Nobody waits any more for what is just being opened."""
-    if not opening.cancelled() and opening.exception() is None:
-        threading.Thread(target=opening.result().close, daemon=True).start()
+class _Opening:
+    """A tunnel that is being opened in a thread, for somebody who may go away meanwhile."""
+
+    def __init__(self, open_it: Callable[[], Tunnel]) -> None:
+        self._open_it = open_it
+        self._lock = threading.Lock()
+        self._opened: Tunnel | None = None
+        self._is_given_up = False
+
+    def run(self) -> Tunnel:
+        opened = self._open_it()
+        with self._lock:
+            self._opened = opened
+            is_given_up = self._is_given_up
+        if is_given_up:
+            opened.close()
+        return opened
+
+    def give_up(self) -> None:
+        """Has it closed, now or as soon as it is open. Doesn't wait for that."""
+        with self._lock:
+            self._is_given_up = True
+        if self._opened is not None:
+            threading.Thread(target=self._opened.close).start()

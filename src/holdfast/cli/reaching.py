@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from holdfast import client
-from holdfast.cli.asking import Far, ask, at_terminal, environment, run_there, tunnels
+from holdfast.cli.asking import Far, ask, at_terminal, run_there, tunnels
+from holdfast.client import environment
 from holdfast.control import Down, ForwardStatus, TunnelStatus, Up, encode_forward
 from holdfast.errors import HoldfastError
 from holdfast.forward import Address, Forward, Kind, parse_address

@@ -157,6 +157,25 @@ async def open_forward(master: Master, forward: OpenForward, host: str, *, after
         forward.chosen_port = chosen or forward.chosen_port
 
 
+async def leads_to_itself(master: Master, forward: OpenForward) -> bool:
+    """Whether the target is the guard, on a host that is this machine: each connection would make another one.
+
+    Asked while the guard listens. A machine in a container has our address too, and its own ports.
+    """
+    target, held_by = forward.forward.target, forward.guard
+    if held_by is None or target is None or target.path or forward.forward.kind is not Kind.LOCAL:
+        return False
+    if target.port != forward.forward.listen.port or not target.is_loopback or not held_by.holds:
+        return False
+    if not await asyncio.to_thread(processes.leads_home, master.pid):
+        return False
+    before = forward.tally.held
+    with contextlib.suppress(TimeoutError):
+        await _accepts(master, target)
+        await asyncio.sleep(0)  # the guard takes in who has come
+    return forward.tally.held > before
+
+
 async def _open_listener(master: Master, forward: OpenForward, listen: Address) -> int | None:
     """Has the master listen on `listen`, where a guard may be listening until then. Raises ForwardRefused."""
     own, held_by = forward.forward, forward.guard

@@ -65,7 +65,7 @@ NOTEBOOK_PORT = 8888
 # Seconds for which connections to it wait, unless something was said: JupyterLab shows a dialogue when one ends.
 NOTEBOOK_HOLD = 900
 # Seconds for which a program's forwards stay after a keeper's end, until it has asked this one for them.
-GRACE = 20.0
+GRACE = 10.0
 # Ports below are root's.
 UNPRIVILEGED = 1024
 # Seconds after a change of the network, or a wake, for which it is said to have brought a link back.

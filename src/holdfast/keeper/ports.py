@@ -151,6 +151,13 @@ class Ports:
         # A master from before this keeper's time has what it had.
         after_loss = self._is_young() and attempt.known is None
         host, path = self._link.host, forward.forward.listen.path
+        if await forwarding.leads_to_itself(master, forward):
+            forward.found(
+                ForwardState.REFUSED,
+                f"{host} is this machine, where {forward.forward.listen} would lead to itself",
+                f"use another port here: 0:{forward.forward.target}",
+            )
+            return
         await forwarding.open_forward(master, forward, host, after_loss=after_loss)
         if forward.forward.kind is not Kind.REMOTE or not path:
             return

@@ -110,6 +110,14 @@ def local_address(pid: int) -> str:
     return ""
 
 
+def leads_home(pid: int) -> bool:
+    """Whether the TCP connection of the master `pid` is to an address of its own machine."""
+    with contextlib.suppress(psutil.Error, OSError):
+        own = min(_connections(pid), key=lambda end: end.fd, default=None)
+        return bool(own and own.laddr and own.raddr and own.laddr[0] == own.raddr[0])
+    return False
+
+
 def carries_nothing(pid: int, control: Path, is_direct: bool) -> bool:
     """Whether no connection goes over the master `pid`, besides its own (if `is_direct`) and ours to `control`."""
     try:
