@@ -37,8 +37,8 @@ from holdfast.forward import Forward, Kind, build, parse, parse_address
 _PAUSE = 1.0
 # Seconds that the keeper may take to close the forwards.
 _CLOSING = 20.0
-# The states in which a tunnel can be used, now or as soon as the service over there listens.
-_WORKS = ("up", "no service")
+# The states in which a tunnel won't work by itself. In any other it does, or holds who connects until it does.
+_IN_VAIN = ("needs login", "failed", "port taken", "refused")
 
 # Those of this process: a child must not keep them alive.
 _open: weakref.WeakSet[client.Connection] = weakref.WeakSet()
@@ -262,9 +262,9 @@ def _lease(request: Up, timeout: float) -> tuple[client.Connection, TunnelStatus
 
 
 def _check_works(leased: TunnelStatus) -> None:
-    """Raises HoldfastError for the first of its forwards that can't be used."""
+    """Raises HoldfastError for the first of its forwards that can't be had."""
     for forward in leased["forwards"]:
-        if forward["state"] not in _WORKS:
+        if forward["state"] in _IN_VAIN:
             reason = forward["reason"] or leased["reason"] or f"{leased['host']} is {forward['state']}"
             hint = forward["hint"] or leased["hint"] or ""
             raise LoginNeeded(reason, hint) if forward["state"] == "needs login" else HoldfastError(reason, hint)

@@ -7,7 +7,7 @@ import os
 import sys
 
 from holdfast.errors import HoldfastError
-from holdfast.keeper import activation, server
+from holdfast.keeper import activation, journal, server
 
 
 def main(words: list[str]) -> int:
@@ -25,6 +25,7 @@ def main(words: list[str]) -> int:
     except HoldfastError as error:
         if descriptor is None:
             print(f"holdfast: {error.message}\nholdfast: hint: {error.hint}", file=sys.stderr)
+            journal.note(f"the keeper could not start: {error.message}")
         else:
             tell("ready" if isinstance(error, server.AlreadyRunning) else f"{error.message}\t{error.hint}")
         return error.exit_code

@@ -219,7 +219,7 @@ class Conversation:
         asked = [decode_forward(fields) for fields in request.forwards]
         found = await self._keeper.ask(lambda: self._keeper.find(request))
         known = self._keeper.tunnels.get(found.name)
-        forwards = asked or self._keeper.remembered(found)
+        forwards = asked or self._keeper.ports_here.remembered(found)
         settings = None
         # What is asked for over a connection that serves needs nothing of ssh's.
         if not forwards or (known is None and not self._keeper.serves(found)):

@@ -91,6 +91,14 @@ class OpenForward:
     def found(self, state: ForwardState, reason: str = "", hint: str = "") -> None:
         self.state, self.reason, self.hint = state, reason, hint
 
+    def claim(self, lease: Lease | None) -> None:
+        """It is wanted for as long as `lease` lasts, or else to stay."""
+        if lease is None:
+            self.kept = True
+        else:
+            self.leases.add(lease)
+            lease.forwards.append(self)
+
     def lost(self) -> None:
         """No master listens for it any more."""
         self.found(ForwardState.CLOSED)

@@ -28,6 +28,8 @@ from holdfast.peer import is_stale
 
 # The permissions of a Unix socket, unless others were asked for.
 MODE = 0o600
+# What follows its path where it is made.
+BESIDE = "~"
 # Connections that the kernel keeps for us, besides those that are held.
 BACKLOG = 128
 # Seconds for which a port that its master is just letting go is tried again, without a pause: a refused client
@@ -363,7 +365,7 @@ class Guard:
 
 def beside(listen: Address) -> Address:
     """Where a Unix socket is made before it is moved into its place: so its path is never without a listener."""
-    return listen._replace(path=f"{listen.path}~")
+    return listen._replace(path=f"{listen.path}{BESIDE}")
 
 
 def move_into_place(listen: Address, mode: int) -> None:

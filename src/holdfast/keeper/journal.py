@@ -62,6 +62,10 @@ class SavedTunnel(NamedTuple):
     origin: str = ""
     forwards: tuple[SavedForward, ...] = ()
 
+    def without_leases(self) -> SavedTunnel:
+        """What of it was asked for to stay."""
+        return self._replace(forwards=tuple(saved for saved in self.forwards if saved.kept))
+
 
 class SavedMaster(NamedTuple):
     """A master of ours, by the host and options that it serves.

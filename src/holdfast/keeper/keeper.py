@@ -14,7 +14,6 @@ import functools
 import itertools
 import random
 import traceback
-from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -25,15 +24,18 @@ from holdfast.control import Run, Up, Upkeep, check_name, check_upkeep, default_
 from holdfast.errors import Exit, HoldfastError, KeeperError, UsageError
 from holdfast.forward import Forward, Kind, parse
 from holdfast.jupyter.servers import Notebook
-from holdfast.keeper import counters, journal, processes
+from holdfast.keeper import journal, placing, processes
+from holdfast.keeper.counting import count
 from holdfast.keeper.forwarding import Lease, OpenForward
 from holdfast.keeper.guard import Guard, Hold, Lobby
-from holdfast.keeper.idling import until_unused
-from holdfast.keeper.journal import Saved, SavedForward, SavedMaster, SavedTunnel
+from holdfast.keeper.idling import Idling
+from holdfast.keeper.journal import Saved, SavedForward, SavedTunnel
 from holdfast.keeper.link import Attempt, Gate, Known, Link, News, Terminal
 from holdfast.keeper.notebooks import Follower
 from holdfast.keeper.notices import Notices
+from holdfast.keeper.placing import PortsHere
 from holdfast.keeper.ports import Ports
+from holdfast.keeper.saving import saved_masters, saved_tunnel
 from holdfast.keeper.states import (
     LinkAction,
     LinkEvent,
@@ -59,15 +61,10 @@ PEACE = 10.0
 _NOT_REACHED = (Remedy.RETRY, Remedy.RETRY_REFUSED)
 # Seconds for which a link stays after a program was run over it, for the next one, where no tunnel needs it.
 LINGER = 45.0
-# The ports from a notebook's own on that are tried for it here, and its own where it listens on a Unix socket.
-NOTEBOOK_PORTS = 100
-NOTEBOOK_PORT = 8888
-# Seconds for which connections to it wait, unless something was said: JupyterLab shows a dialogue when one ends.
+# Seconds for which connections to a notebook wait by default: JupyterLab shows a dialogue when one ends.
 NOTEBOOK_HOLD = 900
 # Seconds for which a program's forwards stay after a keeper's end, until it has asked this one for them.
 GRACE = 10.0
-# Ports below are root's.
-UNPRIVILEGED = 1024
 # Seconds after a change of the network, or a wake, for which it is said to have brought a link back.
 CREDIT = 15.0
 
@@ -84,6 +81,8 @@ class Keeper:
         self._gate = Gate()
         self._lobby = Lobby()
         self._notices = Notices(journal.note)
+        self.ports_here = PortsHere(self.tunnels)
+        self._idling = Idling(self.tunnels, lambda link: self.ask_later(lambda: self._rest(link)))
         self.notebooks = Follower(lambda: list(self._links.values()), self.ask_later, self._record)
         # What happened to the machine last, and when on the clock that counts sleep.
         self._change: tuple[Change, float] | None = None
@@ -98,6 +97,7 @@ class Keeper:
             async with self._tasks:
                 self._tasks.create_task(_guarded(watch(self._nudge_later)))
                 self._tasks.create_task(_guarded(self.notebooks.run()))
+                self._idling.start(self._tasks)
                 self._start_links()
                 await self._consume()
         finally:
@@ -197,7 +197,9 @@ class Keeper:
         name = request.name or (request.host if self._known(request.host) else default_name(request.host))
         known = self._known(name)
         if request.lease and not request.name and known and self._goes_elsewhere(request, known):
-            name = next(other for other in _numbered(name) if other not in self.tunnels)
+            name = next(
+                f"{name}-{number}" for number in itertools.count(2) if f"{name}-{number}" not in self.tunnels
+            )
             known = None
         if known is None:
             check_name(name)
@@ -239,33 +241,30 @@ class Keeper:
         """
         tunnel = self.tunnels.get(found.name)
         if notebook is not None:
-            forwards = [self._placed(forwards[0], notebook, found, tunnel, running)]
-        shared = {forward: _own(tunnel, forward, lease) for forward in forwards}
-        added = [forward for forward, own in shared.items() if own is None]
-        _check_lazy(found, upkeep or check_upkeep(found.upkeep), [*added, *_forwards_of(tunnel)])
+            forwards = [self.ports_here.for_notebook(forwards[0], notebook, found, tunnel, running)]
+        asked = {forward: tunnel and tunnel.own(forward, or_like=lease is not None) for forward in forwards}
+        added = [forward for forward, own in asked.items() if own is None]
+        kept_as = upkeep or check_upkeep(found.upkeep)
+        placing.check_lazy(found.name, kept_as, [*added, *(tunnel.plain_forwards if tunnel else [])])
         for forward in added:
-            self._check_overlap(forward)
-        prepared = {
-            forward: self._prepare(forward, found, notebook, is_leased=lease is not None) for forward in added
-        }
-        for own in prepared.values():
-            own.kept = lease is None
+            self.ports_here.check_overlap(forward)
+        prepared = {forward: self.ports_here.prepare(forward, found, notebook, lease) for forward in added}
         if tunnel is None:
             tunnel = Tunnel(found.name, self._link_to(found.host, found.options), check_upkeep(found.upkeep))
             self.tunnels[found.name] = tunnel
         if lease is None:
             self._past.pop(found.name, None)
             tunnel.origin = origin or tunnel.origin
-        for own in (shared[forward] or prepared[forward] for forward in shared):
-            _claim(own, lease)
+        for forward, own in asked.items():
+            (own or prepared[forward]).claim(lease)
         if upkeep is not None:
             tunnel.upkeep = upkeep
-            for own in tunnel.forwards:
-                self._guarded_forward(tunnel, own)
+        for own in tunnel.forwards:  # its notebook may be another one, too
+            self._guarded_forward(tunnel, own)
         opened = [self._guarded_forward(tunnel, own) for own in prepared.values()]
         link = tunnel.link
         link.switch = self._may_switch(link)
-        link.environment = environment or link.environment
+        link.take_environment(environment)
         link.settings = settings if link.state is LinkState.DOWN else None
         link.terminals += [terminal] if terminal else []
         self._stop_lingering(link)
@@ -295,11 +294,8 @@ class Keeper:
     def _ask_for(self, link: Link, *, or_adopt: bool = False) -> None:
         """A tunnel wants the link: now, or when somebody connects. `or_adopt`: one of its masters may live."""
         is_at_rest = link.state in (LinkState.DOWN, LinkState.IDLE)
-        lazily = is_at_rest and self._is_lazy(link) and not or_adopt
+        lazily = is_at_rest and self._idling.is_lazy(link) and not or_adopt
         self._apply(link, LinkEvent.LAZILY_WANTED if lazily else LinkEvent.WANTED)
-
-    def _is_lazy(self, link: Link) -> bool:
-        return not link.visits and all(tunnel.is_lazy for tunnel in self.tunnels.values() if tunnel.link is link)
 
     def _came(self, link: Link) -> None:
         """Somebody waits for a port; where the link is idle, they have been waited for."""
@@ -310,26 +306,10 @@ class Keeper:
         if link.state is LinkState.IDLE:
             self._apply(link, LinkEvent.WANTED)
 
-    def _idle_time(self, link: Link) -> float:
-        """Seconds without use after which the link may end; 0 for never, as where a person had to log in."""
-        tunnels = [tunnel for tunnel in self.tunnels.values() if tunnel.link is link]
-        if link.state is not LinkState.UP or link.attended or not (tunnels and self._is_lazy(link)):
-            return 0.0
-        longest = [float(tunnel.upkeep.idle) for tunnel in tunnels]
-        return max(longest) if all(longest) else 0.0
-
-    def _watch_use(self, link: Link) -> None:
-        """Has the link end once nobody has used it for as long as its tunnels allow."""
-        if (link.idling is None or link.idling.done()) and self._idle_time(link):
-            link.idling = self._tasks.create_task(_guarded(self._idle_out(link)))
-
-    async def _idle_out(self, link: Link) -> None:
-        def end() -> None:
-            if self._idle_time(link):
-                self._apply(link, LinkEvent.UNUSED)
-
-        if await until_unused(link, lambda: self._idle_time(link)):
-            self.ask_later(end)
+    def _rest(self, link: Link) -> None:
+        """Nobody has used it for a while; unless that has just changed, it ends until somebody comes."""
+        if self._idling.allowed(link):
+            self._apply(link, LinkEvent.UNUSED)
 
     def drop(
         self, names: Iterable[str], listens: Sequence[str], *, forget: bool = False
@@ -341,7 +321,7 @@ class Keeper:
         matched = [tunnel.on(listens) for tunnel in chosen]
         for tunnel, forwards in zip(chosen, matched, strict=True):
             if len(forwards) == len(tunnel.forwards) and tunnel.is_kept and not forget:
-                self._past[tunnel.name] = _without_leases(saved_tunnel(tunnel, wanted=False))
+                self._past[tunnel.name] = saved_tunnel(tunnel, wanted=False).without_leases()
         return [
             task
             for tunnel, forwards in zip(chosen, matched, strict=True)
@@ -354,7 +334,7 @@ class Keeper:
         """Gives the tunnels a new connection; other tunnels to the same host get it as well."""
         chosen = [self.get(name) for name in names]
         for link in {tunnel.link: None for tunnel in chosen}:
-            link.environment = environment or link.environment
+            link.take_environment(environment)
             link.terminals += [terminal] if terminal else []
             self._apply(link, LinkEvent.RESTARTED)
         return chosen
@@ -370,7 +350,7 @@ class Keeper:
 
     async def count(self) -> None:
         """Has the tunnels show what the system has counted by now."""
-        await asyncio.to_thread(_count, [tunnel.link for tunnel in self.tunnels.values()])
+        await asyncio.to_thread(count, {tunnel.link for tunnel in self.tunnels.values()})
 
     def get(self, name: str) -> Tunnel:
         """The tunnel of that name. Raises HoldfastError, with the name that may be meant."""
@@ -410,7 +390,7 @@ class Keeper:
     def visit(self, request: Run, terminal: Terminal | None) -> Link:
         """The link over which the request's program is to be run, kept for it until `leave`."""
         link = self._link_to(*self._far_end(request.host, request.options))
-        link.environment = request.environment or link.environment
+        link.take_environment(request.environment)
         link.terminals += [terminal] if terminal else []
         link.visits += 1
         self._stop_lingering(link)
@@ -484,94 +464,6 @@ class Keeper:
     def _link_to(self, host: str, options: tuple[str, ...]) -> Link:
         return self._links.setdefault((host, options), Link(host, options, {}))
 
-    def _check_overlap(self, forward: Forward) -> None:
-        """Raises UsageError where another forward listens there already."""
-        found = self._overlap(forward)
-        if found is not None:
-            name, there = found
-            end = there.listen.port or there.listen
-            raise UsageError(
-                f"{forward.listen} leads to {there.target or 'SOCKS'} already, in tunnel '{name}'",
-                f"use another port, or first: holdfast down {name} {end}",
-            )
-
-    def _overlap(self, forward: Forward) -> tuple[str, Forward] | None:
-        """The tunnel, and its forward, that listens where `forward` is to."""
-        if forward.kind is Kind.REMOTE or not (forward.listen.port or forward.listen.path):
-            return None
-        for other in self.tunnels.values():
-            for own in other.forwards:
-                there = own.forward
-                if there.kind is not Kind.REMOTE and set(there.listeners) & set(forward.listeners):
-                    return other.name, there
-        return None
-
-    def _placed(
-        self,
-        forward: Forward,
-        notebook: Notebook,
-        found: SavedTunnel,
-        tunnel: Tunnel | None,
-        running: Sequence[int],
-    ) -> Forward:
-        """The forward to `notebook`: one that the tunnel has, led there now, or `forward` with a port of its own.
-
-        That is the one that the notebook had before, else the same as over there, else the next that is free.
-        """
-        if tunnel is not None:
-            for own in tunnel.forwards:
-                before = own.notebook
-                is_gone = before is not None and before.pid not in running
-                if own.forward.target == forward.target or (is_gone and before and before.is_like(notebook)):
-                    own.notebook, own.withheld = notebook, None
-                    own.moves_to = forward.target if own.forward.target != forward.target else None
-                    self._guarded_forward(tunnel, own)
-                    return own.asked
-        first = (forward.target.port if forward.target else 0) or NOTEBOOK_PORT
-        earlier = [
-            saved.forward.listen.port
-            for saved in found.forwards
-            if saved.notebook is not None and saved.notebook.is_like(notebook)
-        ]
-        for port in (*earlier, *range(first, min(first + NOTEBOOK_PORTS, 65536))):
-            chosen = forward._replace(listen=forward.listen._replace(port=port))
-            if all(processes.is_free(listen) for listen in chosen.listeners):
-                with contextlib.suppress(UsageError):
-                    self._check_overlap(chosen)
-                    return chosen
-        return forward
-
-    def remembered(self, found: SavedTunnel) -> list[Forward]:
-        """The forwards that the tunnel had. One to a notebook has another port where something took its own."""
-        up = self.tunnels.get(found.name)
-        if up is not None and up.is_kept:
-            return [own.asked for own in up.forwards if own.kept]
-        return [
-            self._placed(saved.asked, saved.notebook, found, None, ())
-            if saved.notebook and not all(map(processes.is_free, saved.forward.listeners))
-            else saved.asked
-            for saved in found.forwards
-        ]
-
-    def _prepare(
-        self, asked: Forward, found: SavedTunnel, notebook: Notebook | None = None, *, is_leased: bool = False
-    ) -> OpenForward:
-        """`asked`, with a port of its own where any free one will do: the one it had, or a new one.
-
-        For a program that is the number that the target has, if it can be had.
-        """
-        if notebook is None:
-            notebook = next((own.notebook for own in found.forwards if own.asked.target == asked.target), None)
-        if asked.kind is Kind.REMOTE or asked.listen.path or asked.listen.port:
-            return OpenForward(asked, asked, notebook=notebook)
-        before = next((saved.forward for saved in found.forwards if saved.asked == asked), None)
-        if is_leased and asked.target and asked.target.port >= UNPRIVILEGED:
-            before = asked._replace(listen=asked.listen._replace(port=asked.target.port))
-        if before is not None and all(map(processes.is_free, before.listeners)) and not self._overlap(before):
-            return OpenForward(asked, before)
-        port = processes.free_port(asked.listeners)
-        return OpenForward(asked, asked._replace(listen=asked.listen._replace(port=port)))
-
     def _guarded_forward(self, tunnel: Tunnel, forward: OpenForward) -> OpenForward:
         """`forward` with the guard that holds its port as is wished; one that listens over there has none."""
         upkeep = tunnel.upkeep
@@ -628,7 +520,7 @@ class Keeper:
                 link.up_at = now
                 link.heard_at = elapsed()
                 link.attended = any(own.attended for own in (link.trying, link.serving) if own and own.master)
-                link.may_ask = _has_dialogue(link.environment) and not self._is_lazy(link)
+                link.may_ask = _has_dialogue(link.environment) and not self._idling.is_lazy(link)
                 link.trouble = None
             case LinkEvent.UNWANTED:
                 link.trouble = None
@@ -747,7 +639,7 @@ class Keeper:
                 retry.cancel()  # after a nudge it would still go off
                 link.retry = link.retry_at = None
                 is_waited_for = any(own.guard.waiting for own in link.forwards if own.guard)
-                is_unused = link.state is LinkState.WAITING and self._is_lazy(link) and not is_waited_for
+                is_unused = link.state is LinkState.WAITING and self._idling.is_lazy(link) and not is_waited_for
                 self._apply(link, LinkEvent.UNUSED if is_unused else LinkEvent.DUE)
 
         self.ask_later(decide)
@@ -777,7 +669,7 @@ class Keeper:
 
     def _note_changes(self) -> None:
         for link in self._links.values():
-            self._watch_use(link)
+            self._idling.watch(link)
         for tunnel in self.tunnels.values():
             # What was true before a keeper's restart has to be found out again: that is no change.
             tunnel.is_restored = tunnel.is_restored and tunnel.is_being_opened
@@ -836,7 +728,7 @@ class Keeper:
 
     async def _save(self) -> None:
         past = list(self._past.values())[-journal.LONGEST_MEMORY :]
-        masters = [saved for link in self._links.values() for saved in _saved_masters(link)]
+        masters = [saved for link in self._links.values() for saved in saved_masters(link)]
         wanted = [saved_tunnel(tunnel, wanted=True) for tunnel in self.tunnels.values()]
         now = Saved((*past, *wanted), tuple(masters))
         if now != self._saved:
@@ -847,103 +739,6 @@ class Keeper:
 def _has_dialogue(session: Mapping[str, str]) -> bool:
     """Whether ssh can ask on the user's desktop, by the program that they have chosen for that."""
     return bool(session.get("SSH_ASKPASS") and (session.get("DISPLAY") or session.get("WAYLAND_DISPLAY")))
-
-
-def saved_tunnel(tunnel: Tunnel, *, wanted: bool) -> SavedTunnel:
-    link = tunnel.link
-    return SavedTunnel(
-        tunnel.name,
-        link.host,
-        link.options,
-        link.environment,
-        wanted,
-        drops=tunnel.drops,
-        outages=tunnel.outages,
-        down_seconds=tunnel.down_seconds,
-        up_since=tunnel.since.isoformat() if tunnel.told == LinkState.UP.value else "",
-        upkeep=tunnel.upkeep._asdict(),
-        origin=tunnel.origin,
-        forwards=tuple(
-            SavedForward(own.asked, own.forward, own.notebook, own.kept, own.chosen_port)
-            for own in tunnel.forwards
-        ),
-    )
-
-
-def _count(links: Iterable[Link]) -> None:
-    links = set(links)
-    forwards = [own for link in links for own in link.forwards if own.forward.kind is not Kind.REMOTE]
-    listens = [own.forward.listeners for own in forwards]
-    found = counters.tcp_connections({end.port for ends in listens for end in ends})
-    unix = counters.unix_connections() if any(end.path for ends in listens for end in ends) else Counter()
-    for own, ends in zip(forwards, listens, strict=True):
-        own.connections = counters.connections_of(ends, found, unix, beside="~")
-    traffic = counters.traffic()
-    for link in links:
-        attempt = link.serving
-        if attempt is not None and attempt.master is not None and traffic:
-            if attempt.own_connection is None:
-                attempt.own_connection = counters.own_connection(attempt.master.pid, is_direct=attempt.is_direct)
-            attempt.traffic = traffic.get(attempt.own_connection or 0)
-
-
-def _without_leases(record: SavedTunnel) -> SavedTunnel:
-    return record._replace(forwards=tuple(saved for saved in record.forwards if saved.kept))
-
-
-def _own(tunnel: Tunnel | None, forward: Forward, lease: Lease | None) -> OpenForward | None:
-    """The tunnel's own that `forward` is. A program that names no port here shares one that leads to the same."""
-    if tunnel is None:
-        return None
-    return tunnel.own(forward) if lease is None else tunnel.own_like(forward)
-
-
-def _claim(own: OpenForward, lease: Lease | None) -> None:
-    if lease is None:
-        own.kept = True
-    else:
-        own.leases.add(lease)
-        lease.forwards.append(own)
-
-
-def _forwards_of(tunnel: Tunnel | None) -> list[Forward]:
-    return [own.forward for own in tunnel.forwards] if tunnel else []
-
-
-def _check_lazy(found: SavedTunnel, upkeep: Upkeep, forwards: Iterable[Forward]) -> None:
-    """Raises UsageError for a lazy tunnel that needs its connection all the time."""
-    remote = next((forward for forward in forwards if forward.kind is Kind.REMOTE), None)
-    if upkeep.lazy and remote is not None:
-        raise UsageError(
-            f"the remote forward {remote.listen} needs a connection, so the tunnel '{found.name}' can't be lazy",
-            f"holdfast up {found.name} --no-lazy",
-        )
-
-
-def _numbered(name: str) -> Iterator[str]:
-    return (f"{name}-{number}" for number in itertools.count(2))
-
-
-def _saved_masters(link: Link) -> list[SavedMaster]:
-    """The masters of ours that a keeper after this one must find again, those of one before that aren't yet."""
-    own = [*link.attempts, *link.ending]
-    living = [
-        Known(each.master.socket, each.control_path, each.attended, each.is_draining or each in link.ending)
-        for each in own
-        if each.master is not None and each.master.ours
-    ]
-    unseen = [each.known for each in own if each.master is None and each.known is not None]
-    return [
-        SavedMaster(
-            link.host,
-            link.options,
-            str(known.socket),
-            str(known.control_path or ""),
-            known.attended,
-            known.draining,
-        )
-        for known in (*link.known, *unseen, *living)
-    ]
 
 
 async def _close_all(ports: Ports, keeping: asyncio.Task[None], forwards: Sequence[OpenForward]) -> None:

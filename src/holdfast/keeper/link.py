@@ -115,6 +115,11 @@ class Link:
     # What ends it once nobody has used it for a while, where only lazy tunnels need it.
     idling: asyncio.Task[None] | None = None
 
+    def take_environment(self, session: dict[str, str]) -> None:
+        """Has logins use what this session has. One without an agent (a service, cron) takes nobody's away."""
+        if session:
+            self.environment = session if session.get("SSH_AUTH_SOCK") else {**self.environment, **session}
+
     @property
     def attempts(self) -> list[Attempt]:
         """All that may have a master, the serving one first."""

@@ -107,14 +107,17 @@ class Tunnel:
         link = self.link
         return link.is_restored or (link.state is LinkState.UP and not self.is_settled)
 
-    def own(self, forward: Forward) -> OpenForward | None:
-        """The one of its own that is `forward`, as asked for or as it became (a port for 0)."""
-        return next((own for own in self.forwards if forward in (own.asked, own.forward, own.shown)), None)
+    @property
+    def plain_forwards(self) -> list[Forward]:
+        return [own.forward for own in self.forwards]
 
-    def own_like(self, forward: Forward) -> OpenForward | None:
-        """The same; for `forward` to any port here, one that leads to the same place from this machine alone."""
-        found = self.own(forward)
-        if found is not None or forward.listen.port or forward.listen.path:
+    def own(self, forward: Forward, *, or_like: bool = False) -> OpenForward | None:
+        """The one of its own that is `forward`, as asked for or as it became (a port for 0).
+
+        `or_like`: for any port here it may be one that leads to the same place, and from this machine alone.
+        """
+        found = next((own for own in self.forwards if forward in (own.asked, own.forward, own.shown)), None)
+        if found is not None or not or_like or forward.listen.port or forward.listen.path:
             return found
         same = (own for own in self.forwards if own.forward[::2] == forward[::2] and not own.forward.listen.path)
         return next((own for own in same if own.forward.listen.is_loopback), None)
