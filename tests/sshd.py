@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import getpass
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -18,11 +20,26 @@ import psutil
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
 
 
+# No system gives clients one of these, so that none is taken before it is used, though other tests run beside.
+_PORTS = range(10_000, 32_768)
+
+
 def free_port() -> int:
     """A port that nobody listens on just now, on either loopback address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    while not _is_free(port := secrets.choice(_PORTS)):
+        pass
+    return port
+
+
+def _is_free(port: int) -> bool:
+    for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        try:
+            with socket.socket(family) as probe:
+                probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return False
+    return True
 
 
 def wait_for(condition: Callable[[], object], what: str, seconds: float = 15) -> None:

@@ -116,9 +116,13 @@ def first_column(text: str) -> list[str]:
 def test_a_command_that_is_shown_is_one_that_holdfast_takes(document: str, line: str) -> None:
     context = resolve(shlex.split(line, comments=True)[1:])
     if context.info_name == "up":
-        check_host(context.params["host"])
-        for kind, name in ((Kind.LOCAL, "forwards"), (Kind.LOCAL, "local"), (Kind.REMOTE, "remote")):
-            for text in context.params[name]:
+        host, *forwards = context.params["words"] or ["lab"]
+        check_host(host.replace("*", ""))
+        for kind, texts in (
+            (Kind.LOCAL, [*forwards, *context.params["local"]]),
+            (Kind.REMOTE, context.params["remote"]),
+        ):
+            for text in texts:
                 parse(text, kind)
 
 
@@ -128,7 +132,7 @@ def test_documents_show_commands_of_every_kind() -> None:
 
 
 def test_a_wrong_command_would_be_noticed() -> None:
-    for wrong in ("up lab --nope", "status -x", "nope", "keeper nope", "up"):
+    for wrong in ("up lab --nope", "status -x", "nope", "keeper nope", "down --all=1"):
         with pytest.raises((click.UsageError, UsageError)):
             resolve(wrong.split())
 

@@ -1,7 +1,7 @@
 """It heals, whatever the network and the server do; and what a client, a person and the system see of that.
 
 The outages run side by side, each in a network of its own, while clients go on calling; the tests look at what
-was seen.
+was seen. So do the kills.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -188,17 +188,22 @@ def _sit_out(until: float) -> None:
 
 
 @pytest.fixture(scope="module")
-def outages(keys: Path) -> Iterator[Mapping[str, Seen]]:
-    """What was seen of each of TROUBLES."""
+def shared_environment() -> Mapping[str, str]:
+    """What the environments of all users have; skips where they can have no networks."""
     if reason := why_not():
         pytest.skip(reason)
-    environment = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "USER") if name in os.environ}
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "USER") if name in os.environ}
+    return {**kept, "PYTHONWARNINGS": "error"}
+
+
+@pytest.fixture(scope="module")
+def outages(keys: Path, shared_environment: Mapping[str, str]) -> Mapping[str, Seen]:
+    """What was seen of each of TROUBLES."""
     with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
         running = {
-            name: pool.submit(suffer, trouble, keys, {**environment, "PYTHONWARNINGS": "error"})
-            for name, trouble in TROUBLES.items()
+            name: pool.submit(suffer, trouble, keys, shared_environment) for name, trouble in TROUBLES.items()
         }
-        yield {name: future.result() for name, future in running.items()}
+        return {name: future.result() for name, future in running.items()}
 
 
 @pytest.fixture(params=TROUBLES)
@@ -382,15 +387,15 @@ def test_a_port_over_there_is_free_15_s_after_a_silent_cut_and_back_after_it(net
 def freeze_sessions(at: Network) -> list[int]:
     """Stops whoever serves the connections that are there; sshd takes new ones."""
     frozen = at.sshd.descendants()
-    for pid in frozen:
-        os.kill(pid, signal.SIGSTOP)
+    send(signal.SIGSTOP, frozen)
     return frozen
 
 
-def kill_all(pids: list[int]) -> None:
+def send(what: signal.Signals, pids: Sequence[int]) -> None:
+    """Sends a signal to those of them that are still there."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, what)
 
 
 def test_a_port_that_a_dead_connection_still_has_over_there_is_tried_again(network: Network) -> None:
@@ -399,7 +404,7 @@ def test_a_port_that_a_dead_connection_still_has_over_there_is_tried_again(netwo
         frozen = freeze_sessions(network)
         status = struck.wait_for_state("refused", 30)
         assert "may still have it" in status["hint"]
-        kill_all(frozen)
+        send(signal.SIGKILL, frozen)
         struck.wait_for_state("up", 15)
         assert listens(network, far)
 
@@ -424,8 +429,9 @@ def _into_stalled_waiting(struck: Scene) -> None:
 def _into_connecting(struck: Scene) -> None:
     struck.network.freeze()
     start = len(struck.keeper_log())
-    kill_all(struck.network.sshd.descendants())
+    send(signal.SIGKILL, struck.network.sshd.descendants())
     struck.wait_for_note("-> connecting", after=start)
+    wait_for(struck.masters, "the login to begin")
 
 
 def _into_waiting(struck: Scene) -> None:
@@ -443,8 +449,7 @@ def _start_sshd(struck: Scene) -> None:
 
 
 def _thaw_all(struck: Scene) -> None:
-    for pid in struck.network.sshd.descendants():
-        os.kill(pid, signal.SIGCONT)
+    send(signal.SIGCONT, struck.network.sshd.descendants())
 
 
 INTO_AND_OUT_OF: dict[str, tuple[Callable[[Scene], None], Callable[[Scene], object]]] = {
@@ -457,20 +462,45 @@ INTO_AND_OUT_OF: dict[str, tuple[Callable[[Scene], None], Callable[[Scene], obje
 }
 
 
-@pytest.mark.parametrize("who", ["keeper", "masters"])
-@pytest.mark.parametrize("state", INTO_AND_OUT_OF)
-def test_a_kill_9_in_any_state_is_got_over(healed: Scene, state: str, who: str) -> None:
+WHO = ("keeper", "masters")
+
+
+def get_over_a_kill(state: str, who: str, keys: Path, environment: Mapping[str, str]) -> None:
+    """Kills them in that state. Raises AssertionError where a tunnel doesn't come through that."""
     into, out_of = INTO_AND_OUT_OF[state]
-    with contextlib.closing(healed.converse()):  # what an old master has to drain
-        into(healed)
-        killed = healed.keepers() if who == "keeper" else healed.masters()
-        kill_all(killed)
-        wait_for(lambda: not any(map(psutil.pid_exists, killed)), "them to be gone", 5)
-        healed.status()  # the next command starts a keeper
-        out_of(healed)
-        healed.wait_for_state("up", 45)
-        healed.wait_for_answer()
-    wait_for(lambda: len(healed.masters()) == 1, "one master to be left", 30)
+    with scene_of_its_own(keys, environment) as healed:
+        with contextlib.closing(healed.converse()):  # what an old master has to drain
+            into(healed)
+            killed = healed.keepers() if who == "keeper" else healed.masters()
+            send(signal.SIGKILL, killed)
+            wait_for(lambda: not any(map(psutil.pid_exists, killed)), "them to be gone", 5)
+            healed.status()  # the next command starts a keeper
+            out_of(healed)
+            healed.wait_for_state("up", 45)
+            healed.wait_for_answer()
+        wait_for(lambda: len(healed.masters()) == 1, "one master to be left", 30)
+
+
+@pytest.fixture(scope="module")
+def kills(keys: Path, shared_environment: Mapping[str, str]) -> Mapping[tuple[str, str], Future[None]]:
+    """What became of each kill, all of them being over."""
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        running = {
+            (state, who): pool.submit(get_over_a_kill, state, who, keys, shared_environment)
+            for state in INTO_AND_OUT_OF
+            for who in WHO
+        }
+        wait(running.values())
+        return running
+
+
+@pytest.mark.timeout(300)  # the first one waits for all the kills
+@pytest.mark.parametrize("who", WHO)
+@pytest.mark.parametrize("state", INTO_AND_OUT_OF)
+def test_a_kill_9_in_any_state_is_got_over(
+    kills: Mapping[tuple[str, str], Future[None]], state: str, who: str
+) -> None:
+    kills[state, who].result()
 
 
 def test_a_keeper_that_was_stopped_for_ten_seconds_costs_nothing(healed: Scene) -> None:

@@ -126,8 +126,11 @@ def test_forward_heartbeats_leave_no_listener_and_no_line_in_the_servers_log(
         for _ in range(50):
             await found.beat(5)
         assert sshd.log.read_text() == before
+        await until(lambda: not listening(), "the last listener to be closed")
+
+    def listening() -> bool:
         serving = [psutil.Process(pid) for pid in sshd.descendants()]
-        assert not [end for process in serving for end in process.net_connections() if end.status == "LISTEN"]
+        return any(end.status == "LISTEN" for process in serving for end in process.net_connections())
 
     start("MaxSessions 0", "LogLevel INFO")(use)
 

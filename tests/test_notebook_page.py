@@ -132,11 +132,20 @@ class PrintingPage:
         """Until it has printed so many over there, whatever arrives here."""
         wait_for(lambda: self._progress.read_text().count("\n") >= count, f"{count} lines", count + 60)
 
+    def wait_until_shown(self, count: int) -> None:
+        """Until the page shows so many, the last one just now: for most of a second nothing is on its way."""
+        wait_for(lambda: str(count - 1) in self._shown, f"line {count} on the page", count + 60)
+
     def lost(self) -> set[int]:
         """The numbers that the page doesn't show, once it shows the last."""
         last = str(self.count - 1)
-        wait_for(lambda: self.page.outputs and self.page.outputs[0].split()[-1:] == [last], "the last line", 60)
-        return set(range(self.count)) - set(map(int, self.page.outputs[0].split()))
+        wait_for(lambda: self._shown[-1:] == [last], "the last line", 60)
+        return set(range(self.count)) - set(map(int, self._shown))
+
+    @property
+    def _shown(self) -> list[str]:
+        """The numbers that the page shows."""
+        return [number for output in self.page.outputs[:1] for number in output.split()]
 
     def runs_the_next_cell(self) -> bool:
         self.page.run_next_cell()
@@ -168,6 +177,8 @@ def outcome(network: Network, home: Path, begun: Callable[[], None], cuts: Seque
         printed, ends = BEFORE, []
         for cut in cuts:
             printing.wait_until_printed(printed)
+            if cut.is_clean:  # what sshd had yet to send would die with it
+                printing.wait_until_shown(printed)
             with cut.of(network):
                 printed += cut.seconds
                 printing.wait_until_printed(printed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime, timedelta, timezone
 from textwrap import dedent
 
 import click
@@ -13,58 +12,8 @@ from hypothesis import strategies as st
 
 from holdfast.cli import render
 from holdfast.control import ForwardStatus, TunnelStatus
-
-NOW = datetime(2024, 5, 1, 12, 0, tzinfo=timezone(timedelta(hours=2)))
-
-
-def forward(
-    listen: str = "localhost:8888",
-    target: str | None = "127.0.0.1:8888",
-    kind: str = "local",
-    state: str = "up",
-    reason: str | None = None,
-    hint: str | None = None,
-    url: str | None = None,
-) -> ForwardStatus:
-    return ForwardStatus(
-        kind=kind, listen=listen, target=target, url=url, state=state, reason=reason, hint=hint, notebook=None
-    )
-
-
-def tunnel(
-    name: str = "lab",
-    *forwards: ForwardStatus,
-    state: str = "up",
-    reason: str | None = None,
-    hint: str | None = None,
-    age: float = 12,
-    retry_in: float | None = None,
-    rtt_ms: float | None = 1.26,
-    drops: int = 0,
-    held: int = 0,
-    fast_path: bool | None = True,
-    adopted: bool = False,
-) -> TunnelStatus:
-    return TunnelStatus(
-        name=name,
-        host=f"{name}.example",
-        state=state,
-        reason=reason,
-        hint=hint,
-        since=(NOW - timedelta(seconds=age)).isoformat(),
-        retry_at=None if retry_in is None else (NOW + timedelta(seconds=retry_in)).isoformat(),
-        rtt_ms=rtt_ms,
-        drops=drops,
-        outages=0,
-        down_seconds=0,
-        last_outage=None,
-        held=held,
-        switch_seconds=None,
-        fast_path=fast_path,
-        adopted=adopted,
-        master_pid=None,
-        forwards=list(forwards) or [forward(state=state)],
-    )
+from holdfast.events import Kind, changes
+from tests.records import NOW, forward, outage, tunnel
 
 
 def shown(*tunnels: TunnelStatus) -> str:
@@ -159,6 +108,111 @@ def test_what_is_worth_knowing_of_a_tunnel_that_is_up_stands_under_it() -> None:
     assert lines[3] == "      over the master that you started yourself"
 
 
+def test_what_other_machines_can_reach_is_marked_in_its_row_and_said_below() -> None:
+    assert shown(
+        tunnel(
+            "lab",
+            forward("0.0.0.0:8888", "127.0.0.1:8888", exposed=True),
+            forward("0.0.0.0:80", "db:80", "remote", exposed=True),
+        )
+    ) == text("""
+        NAME  STATE  FORWARD                                   HOST         SINCE  RTT     DROPS
+        lab   up     0.0.0.0:8888 -> 127.0.0.1:8888 (exposed)  lab.example  12 s   1.3 ms  0
+              up     db:80 <- 0.0.0.0:80 (exposed)
+              other machines can reach 0.0.0.0:8888
+              other machines can reach 0.0.0.0:80 on lab.example
+        """)
+
+
+def test_an_idle_tunnel_says_when_it_logs_in() -> None:
+    assert shown(tunnel(state="idle", rtt_ms=None)).splitlines()[2:] == [
+        "      the login happens when somebody connects"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [
+        ([forward(leases=1, kept=False)], ["held by 1 program, and ends with it"]),
+        ([forward(leases=2, kept=False)], ["held by 2 programs, and ends with them"]),
+        ([forward(leases=2)], ["held by 2 programs"]),
+        ([forward(leases=1), forward("localhost:1", leases=1)], ["held by 1 program"]),
+        ([forward(), forward("localhost:1", "db:2", leases=2)], ["localhost:1 -> db:2 is held by 2 programs"]),
+        ([forward(connections=1)], ["1 connection goes through it"]),
+        ([forward(connections=1), forward("localhost:1", connections=2)], ["3 connections go through it"]),
+        ([forward(connections=None)], []),
+    ],
+)
+def test_who_uses_a_tunnel_stands_under_it(ends: list[ForwardStatus], said: list[str]) -> None:
+    assert [line.strip() for line in shown(tunnel("lab", *ends)).splitlines()[1 + len(ends) :]] == said
+
+
+@pytest.mark.parametrize(
+    ("states", "said"),
+    [
+        ({}, ""),
+        ({"lab": "up"}, "1 up"),
+        ({"lab": "up", "db": "stalled", "nb": "up"}, "2 up, db stalled"),
+        ({"lab": "waiting", "db": "waiting", "nb": "needs login"}, "2 waiting, nb needs login"),
+        ({"lab": "idle"}, "lab idle"),
+    ],
+)
+def test_a_prompt_has_the_tunnels_in_a_few_words(states: dict[str, str], said: str) -> None:
+    assert render.short([tunnel(name, state=state) for name, state in states.items()]) == said
+
+
+def told(before: TunnelStatus | None, now: TunnelStatus | None) -> list[str]:
+    """The lines on what happened between the two, without their time and tunnel."""
+    return [line.partition("  lab  ")[2] for line in render.event_lines(changes(before, now, NOW))]
+
+
+def test_an_event_is_told_with_its_time_and_tunnel() -> None:
+    (line,) = render.event_lines(changes(None, tunnel(), NOW))
+    assert line == "2024-05-01 12:00:00+02:00  lab  up; localhost:8888 -> 127.0.0.1:8888"
+
+
+def test_each_event_is_told_in_words() -> None:
+    up, away = tunnel(), tunnel(state="waiting", reason="no route")
+    more = tunnel("lab", forward(), forward("localhost:1", "db:2"))
+    moved = tunnel("lab", forward(target="127.0.0.1:9"))
+    dead = tunnel("lab", forward(), forward("localhost:1", "db:2", state="no service", reason="nobody listens"))
+    assert told(None, away) == ["waiting: no route"]
+    assert told(up, None) == ["down; it was up"]
+    assert told(up, away) == ["waiting: no route"]
+    assert told(away, tunnel(state="waiting", reason="no name")) == ["waiting: no name"]
+    assert told(tunnel(reason="slow"), up) == []
+    assert told(up, more) == ["localhost:1 -> db:2 was added"]
+    assert told(more, up) == ["localhost:1 -> db:2 was closed"]
+    assert told(up, moved) == ["localhost:8888 -> 127.0.0.1:9 was localhost:8888 -> 127.0.0.1:8888"]
+    assert told(more, dead) == ["localhost:1 -> db:2 is no service: nobody listens"]
+
+
+def test_the_end_of_an_outage_is_one_line_with_who_waited() -> None:
+    down = tunnel(state="stalled", outages=1, last_outage=outage())
+    ended = outage(ended="2024-05-01T11:59:19+02:00", held=2)
+    assert told(down, tunnel(outages=1, last_outage=ended)) == [
+        "up again after 19.3 s, by a new connection; 2 connections waited, 2 of them let through"
+    ]
+
+
+def test_people_are_spared_what_follows_from_the_state_and_machines_are_not() -> None:
+    before, now = tunnel(), tunnel(state="stalled", reason="r", outages=1, last_outage=outage())
+    assert [event.kind for event in changes(before, now, NOW)] == [
+        Kind.STATE,
+        Kind.OUTAGE_BEGAN,
+        Kind.FORWARD_STATE,
+    ]
+    assert told(before, now) == ["stalled: r"]
+
+
+def test_remarks_are_folded_where_there_is_a_width() -> None:
+    waiting = tunnel(state="waiting", reason="word " * 20, hint="hint " * 20)
+    lines = render.listing(("NAME",), [(waiting, [("lab",)])], lambda one: render.remarks(one, NOW), 40)
+    assert len(lines) > 6
+    assert all(len(click.unstyle(line)) <= 40 for line in lines)
+    assert "\x1b[2m" in lines[-1]
+
+
 def test_a_table_of_no_tunnels_is_its_headings() -> None:
     assert shown() == "NAME  STATE  FORWARD  HOST  SINCE  RTT  DROPS\n"
 
@@ -224,7 +278,15 @@ def test_a_forward_is_told_as(end: ForwardStatus, said: str) -> None:
 
 @pytest.mark.parametrize(
     ("state", "code"),
-    [("up", 32), ("connecting", 36), ("waiting", 33), ("needs login", 35), ("failed", 31), ("unheard of", 31)],
+    [
+        ("up", 32),
+        ("connecting", 36),
+        ("idle", 34),
+        ("waiting", 33),
+        ("needs login", 35),
+        ("failed", 31),
+        ("unheard of", 31),
+    ],
 )
 def test_a_state_has_its_colour(state: str, code: int) -> None:
     assert re.search(rf"\x1b\[{code}m{state} *\x1b\[0m", render.table([tunnel(state=state)], NOW))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from holdfast.peer import is_stale
 from tests.conftest import Run, Web, _keepers, get, tunnel
 from tests.sshd import Sshd, free_port, wait_for
 
@@ -23,7 +24,8 @@ from tests.sshd import Sshd, free_port, wait_for
 def keeper(environment: Mapping[str, str], home: Path) -> Iterator[subprocess.Popen[bytes]]:
     """`holdfast keeper run`, in the foreground as a service manager runs it."""
     process = subprocess.Popen([sys.executable, "-m", "holdfast", "keeper", "run"], env=environment)
-    wait_for(lambda: (home / "run" / "keeper.sock").exists(), "the keeper's socket")
+    path = home / "run" / "keeper.sock"
+    wait_for(lambda: path.exists() and not is_stale(path), "the keeper to listen")  # it is there a moment sooner
     yield process
     process.terminate()
     process.wait(10)

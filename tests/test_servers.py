@@ -27,7 +27,7 @@ from holdfast.jupyter import servers
 from holdfast.jupyter.servers import Found, Listener, Notebook, Server
 from holdfast.openssh import script
 from tests.jupyters import RUNTIME_DIRS
-from tests.sshd import wait_for
+from tests.sshd import free_port, wait_for
 from tests.test_far_side import path_of
 
 MARK = "0123456789abcdef"
@@ -631,12 +631,15 @@ class Far:
         self.announced: set[str] = set()
 
     def listen(
-        self, uid: int | None = None, host: str = "127.0.0.1", port: int = 0, **environment: str
+        self, uid: int | None = None, host: str = "127.0.0.1", port: int | None = None, **environment: str
     ) -> tuple[int, int]:
-        """A process, of the user `uid`, that listens on a port of that host; its pid and the port."""
+        """A process, of the user `uid`, that listens on a port of that host; its pid and the port.
+
+        A port of its choice is free on the other loopback address, too.
+        """
         family = "AF_INET6, dualstack_ipv6=False" if ":" in host else "AF_INET"
         return self.run(
-            f"s = socket.create_server(({host!r}, {port}), family=socket.{family}); port = s.getsockname()[1]",
+            f"port = {port or free_port()}; s = socket.create_server(({host!r}, port), family=socket.{family})",
             uid,
             **environment,
         )

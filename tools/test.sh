@@ -1,16 +1,39 @@
 #!/bin/sh
-# All tests. Those of pages in outages wait for most of their time, in networks of their own: they run beside the rest.
+# All tests, in three groups beside each other: nearly all of their time is waiting, for outages to pass and for
+# programs to start. They are to take equally long. What no group names is in the last, shown as it goes on.
+# Then come the others, and in the end the last line of each.
 set -u
 cd "$(dirname "$0")/.."
-pages="tests/test_notebook_page.py tests/test_notebook_healing.py"
-said=$(mktemp)
-trap 'rm -f "$said"' EXIT
-.venv/bin/pytest $pages >"$said" 2>&1 &
-beside=$!
-# shellcheck disable=SC2046
-.venv/bin/pytest $(printf -- '--ignore=%s ' $pages)
-rest=$?
-wait $beside
-pages=$?
-cat "$said"
-[ $rest = 0 ] && [ $pages = 0 ]
+outages="tests/test_healing.py tests/test_soak.py tests/test_notebook_healing.py tests/test_keeper.py
+    tests/test_server.py tests/test_ports.py tests/test_heartbeat.py tests/test_network.py"
+notebooks="tests/test_notebook_page.py tests/test_shared_host.py tests/test_jupyter.py tests/test_notebook.py
+    tests/test_demo.py"
+
+said=$(mktemp -d)
+trap 'rm -rf "$said"' EXIT
+trap : INT # the groups hear it, too, and are waited for
+
+# As `pytest`, but for Ctrl-C: a shell has its background jobs ignore it, and so would all that they test.
+pytest='import signal, sys, pytest
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(pytest.main())'
+run() { # NAME ARGUMENTS...: what pytest says is printed, and in $said/NAME; if it fails there is $said/NAME.failed
+    name=$1
+    shift
+    { .venv/bin/python -c "$pytest" "$@" 2>&1 || : >"$said/$name.failed"; } | tee "$said/$name"
+}
+
+# shellcheck disable=SC2046,SC2086
+{
+    run outages $outages >/dev/null &
+    run notebooks $notebooks >/dev/null &
+    run rest $(printf -- '--ignore=%s ' $outages $notebooks) &
+}
+until wait; do :; done
+for name in outages notebooks; do
+    printf '\n%s:\n' "$name"
+    cat "$said/$name"
+done
+printf '\nIn all:\n'
+for name in outages notebooks rest; do tail -n 1 "$said/$name"; done
+! ls "$said"/*.failed >/dev/null 2>&1

@@ -212,7 +212,7 @@ def known_now(timeout: float, *, counted: bool = False) -> list[TunnelStatus] | 
     `counted`: with what has gone through them, and their connections, as these are now.
     Raises KeeperError, TimeoutError after `timeout` seconds without an answer.
     """
-    connection = find()
+    connection = find_running()
     if connection is None:
         return None
     with contextlib.closing(connection):
@@ -259,6 +259,11 @@ def find() -> Connection | None:
         raise KeeperError(
             "the keeper doesn't answer", "end it, tunnels stay up: pkill -u $USER -f holdfast.keeper"
         ) from None
+
+
+def find_running() -> Connection | None:
+    """As `find`, for those who only look on: a keeper that its service would start for it stays at rest."""
+    return find() if paths.lock_file().exists() and keeper_runs() else None
 
 
 def keeper_runs() -> bool:
@@ -314,8 +319,23 @@ def _activate() -> Connection | None:
     return None
 
 
+# Keepers that this process has started. A program that runs for long may see them end.
+_started: list[int] = []
+
+
+def _reap() -> None:
+    """Takes leave of those that have ended: they would stay as zombies."""
+    for pid in list(_started):
+        with contextlib.suppress(ChildProcessError):
+            if os.waitpid(pid, os.WNOHANG) == (0, 0):
+                continue
+        _started.remove(pid)
+
+
 def _spawn() -> None:
     import subprocess  # a command that finds its keeper doesn't need it
+
+    _reap()
 
     ready, told = os.pipe()
     with os.fdopen(ready, "rb") as answer:
@@ -332,6 +352,7 @@ def _spawn() -> None:
                     start_new_session=True,
                 )
                 process.returncode = 0  # it outlives this command: no warning that nobody waits for it
+                _started.append(process.pid)
         finally:
             os.close(told)
         if not select.select([answer], [], [], START)[0]:

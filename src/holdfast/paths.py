@@ -45,6 +45,25 @@ def state_dir() -> Path:
     return private_dir(Path(base) / "holdfast" / _machine())
 
 
+def config_file() -> Path:
+    """The user's configuration file, which need not be there. Raises UsageError."""
+    chosen = _chosen("HOLDFAST_CONFIG")
+    if chosen:
+        return chosen
+    base = Path(os.environ.get("XDG_CONFIG_HOME") or "")
+    return (base if base.is_absolute() else Path.home() / ".config") / "holdfast" / "config.toml"
+
+
+def keeper_socket() -> Path:
+    """Where a keeper listens that made its socket itself."""
+    return runtime_dir() / "keeper.sock"
+
+
+def service_socket() -> Path:
+    """Where the service manager listens for the keeper. Never the keeper's own: each removes what it made."""
+    return runtime_dir() / "service.sock"
+
+
 def masters_dir() -> Path:
     return private_dir(runtime_dir() / "m")
 
@@ -103,7 +122,7 @@ def log_name(tunnel: str) -> str:
 
 
 def _chosen(variable: str) -> Path | None:
-    """The directory that the environment names. Raises UsageError for one that differs from folder to folder."""
+    """The path that the environment names. Raises UsageError for one that differs from folder to folder."""
     value = os.environ.get(variable)
     if value and not Path(value).is_absolute():
         raise UsageError(f"{variable} is '{value}', which is not an absolute path", f"{variable}=$PWD/{value}")

@@ -6,7 +6,7 @@ import secrets
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import click
@@ -47,12 +47,17 @@ def doctor(host: str | None, timeout: float, **options: Any) -> int:
     else:
         check_timeout(timeout)
         findings = [*_audit(far(host, options), timeout)]
+    return Exit.OK if show(findings) else Exit.FAILED
+
+
+def show(findings: Sequence[Finding]) -> bool:
+    """Prints them; whether all are good."""
     for finding in findings:
         mark = click.style("ok   ", fg="green") if finding.good else click.style("wrong", fg="red")
         click.echo(f"{mark}  {finding.text}", color=render.colour_allowed())
         if finding.hint:
             click.echo(f"       hint: {finding.hint}")
-    return Exit.OK if all(finding.good for finding in findings) else Exit.FAILED
+    return all(finding.good for finding in findings)
 
 
 def _audit(there: Far, timeout: float) -> Iterator[Finding]:

@@ -17,8 +17,12 @@ def keeper() -> None:
 
 
 @keeper.command(short_help="be the keeper, in the foreground")
-def run() -> None:
+@click.option("--take-over", is_flag=True, help="end the keeper that runs, if any, and take its place")
+def run(take_over: bool) -> None:
     """Is the keeper until it is told to end; for service managers. The tunnels outlive it."""
+    # Nobody may ask at a socket that was passed on: it would be us who had to answer.
+    if take_over and client.keeper_runs() and (connection := client.find()):
+        client.stop(connection)
     command = [sys.executable, "-P", "-m", "holdfast.keeper", "--stay"]
     os.execv(sys.executable, command)  # noqa: S606 - the same interpreter
 

@@ -20,15 +20,24 @@ from holdfast.version import __version__
 COMMANDS = {
     "up": "holdfast.cli.up:up",
     "status": "holdfast.cli.status:status",
+    "ui": "holdfast.cli.ui:ui",
     "down": "holdfast.cli.up:down",
     "restart": "holdfast.cli.up:restart",
     "jupyter": "holdfast.cli.jupyter:jupyter",
     "open": "holdfast.cli.jupyter:open_again",
+    "config": "holdfast.cli.config:config",
+    "save": "holdfast.cli.config:save",
+    "apply": "holdfast.cli.apply:apply",
+    "import": "holdfast.cli.importing:import_tunnels",
     "logs": "holdfast.cli.logs:logs",
+    "events": "holdfast.cli.events:events",
+    "wait": "holdfast.cli.waiting:wait",
+    "metrics": "holdfast.cli.metrics:metrics_command",
     "alias": "holdfast.cli.shell:alias",
     "completion": "holdfast.cli.shell:completion",
     "doctor": "holdfast.cli.doctor:doctor",
     "keeper": "holdfast.cli.keeper:keeper",
+    "service": "holdfast.cli.service:service",
     "demo": "holdfast.cli.demo:demo",
 }
 
@@ -87,7 +96,7 @@ def main(words: list[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         return Exit.INTERRUPTED
     except BrokenPipeError:  # the reader has seen enough, as in `holdfast logs | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         return Exit.FAILED
     except Exception as error:
         complain(f"this is a bug in holdfast: {type(error).__name__}: {error}", _save_traceback())
@@ -95,10 +104,16 @@ def main(words: list[str]) -> int:
 
 
 def complain(message: str, hint: str = "") -> None:
-    """One line for the user on stderr, and one with what to try."""
-    click.echo(f"holdfast: {message}", err=True)
+    """A line for the user on stderr, or one for each of several mistakes, and one with what to try."""
+    for line in message.split("\n"):
+        click.echo(f"holdfast: {line}", err=True)
     if hint:
         click.echo(f"holdfast: hint: {hint}", err=True)
+
+
+def drop_output() -> None:
+    """Has what is left to be printed go nowhere, once the reader has gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _usage_hint(error: click.UsageError) -> str:

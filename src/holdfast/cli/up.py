@@ -2,92 +2,116 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from holdfast import client
-from holdfast.cli import render
-from holdfast.cli.asking import WORKS, ask, at_terminal, check_timeout, environment, far, now, ssh_options
+from holdfast.cli.asking import ask, at_terminal, check_timeout, far
+from holdfast.cli.choosing import named
 from holdfast.cli.completing import complete_host, complete_tunnel
 from holdfast.cli.main import complain
-from holdfast.control import Down, Restart, TunnelStatus, Up, check_name, check_upkeep, encode_forward
+from holdfast.cli.tunnel_options import Said, said, tunnel_options
+from holdfast.client import environment
+from holdfast.control import Down, Restart, Up, check_name, encode_forward
 from holdfast.errors import Exit, UsageError
-from holdfast.forward import Forward, Kind, parse
+
+if TYPE_CHECKING:
+    from holdfast.config import Described
 
 
-@click.command(short_help="bring a tunnel up, or add forwards to it")
-@click.argument("host", shell_complete=complete_host)
-@click.argument("forwards", nargs=-1, metavar="[FORWARD]...")
-@click.option("-L", "local", multiple=True, metavar="FORWARD", help="a local forward, as in ssh")
-@click.option("-R", "remote", multiple=True, metavar="FORWARD", help="a remote forward, as in ssh")
-@click.option("-D", "dynamic", multiple=True, metavar="[ADDRESS:]PORT", help="a SOCKS proxy, as in ssh")
+@click.command(short_help="bring tunnels up, or add forwards to one")
+@click.argument("words", nargs=-1, metavar="[HOST [FORWARD]... | NAME...]", shell_complete=complete_host)
 @click.option("--name", default="", help="the tunnel's name (default: the host's)")
 @click.option("--timeout", default=60.0, show_default=True, help="seconds to wait until it is proven")
 @click.option("--no-wait", is_flag=True, help="return at once; it comes up in the background")
-@click.option("--http/--no-http", default=None, help="it carries HTTP: show browsers a page while they wait")
-@click.option("--hold", type=int, help="connections that may wait at each forward during an outage (512)")
-@click.option("--hold-for", type=int, metavar="SECONDS", help="how long each of them may wait (120)")
-@click.option("--switch/--no-switch", default=None, help="the far side ends a connection that is dead (yes)")
-@click.option("--notify/--no-notify", default=None, help="tell of loss and return on the desktop")
-@click.option("--expose", is_flag=True, help="allow listening on addresses that other machines can reach")
+@click.option("--login", "at_login", is_flag=True, help="the tunnels of the configuration that start at login")
 @click.option("--json", "as_json", is_flag=True, help="print the tunnel's status as JSON")
-@ssh_options
+@tunnel_options
 def up(
-    host: str,
-    forwards: tuple[str, ...],
-    local: tuple[str, ...],
-    remote: tuple[str, ...],
-    dynamic: tuple[str, ...],
-    name: str,
-    timeout: float,
-    no_wait: bool,
-    http: bool | None,
-    hold: int | None,
-    hold_for: int | None,
-    switch: bool | None,
-    notify: bool | None,
-    expose: bool,
-    as_json: bool,
-    **options: Any,
+    words: tuple[str, ...], name: str, timeout: float, no_wait: bool, at_login: bool, as_json: bool, **options: Any
 ) -> int:
     """Brings the tunnel to HOST up, waits until it is proven, and prints where each forward is.
 
     HOST is whatever ssh takes. A FORWARD is a port (8888), 9999:8888, 5432:db:5432, 8888:/run/x.sock,
     0:8888 (any free port here) or [::1]:8888:localhost:8888. With none: those it had, else the host's own
     LocalForward lines, else 8888. Doing it again changes nothing; other forwards are added.
+
+    A NAME is a tunnel of the configuration, a group, or a pattern ('gpu*'). With nothing named: the tunnels of
+    the project's file, else those that start at login.
     """
-    if host.isdigit():
-        raise UsageError(f"'{host}' is a port, not a host", f"did you mean holdfast up HOST {host}")
-    wanted = [parse(text) for text in (*forwards, *local)]
-    wanted += [parse(text, Kind.REMOTE) for text in remote]
-    wanted += [parse(text, Kind.DYNAMIC) for text in dynamic]
-    _check_twice(wanted)
-    there = far(host, options)
     check_timeout(timeout)
-    upkeep = {"http": http, "hold": hold, "hold_for": hold_for, "switch": switch, "notify": notify}
-    said = {name: int(value) for name, value in upkeep.items() if value is not None}
-    check_upkeep(said)
-    request = Up(
-        host=there.host,
-        name=check_name(name) if name else "",
-        options=there.options,
-        forwards=tuple(encode_forward(forward) for forward in wanted),
-        environment=environment(),
-        terminal=at_terminal(),
-        wait=not no_wait,
-        expose=expose,
-        upkeep=said,
-    )
-    tunnels = ask(request, name or host, timeout)
-    code = _report(tunnels, as_json=as_json, waited=not no_wait)
+    if name:
+        check_name(name)
+    requests = _requests(words, options, name=name, at_login=at_login, wait=not no_wait)
+    from holdfast.cli import bringing
+
+    outcomes = bringing.bring_up(requests, timeout)
+    if len(outcomes) == 1 and outcomes[0].error is not None:
+        raise outcomes[0].error
+    code = bringing.tell(outcomes, as_json=as_json, waited=not no_wait)
     if not no_wait:
         from holdfast.cli import people
 
-        people.tell_of(tunnels[0])
+        for tunnel in (tunnel for outcome in outcomes for tunnel in outcome.tunnels):
+            people.tell_of(tunnel)
     return code
+
+
+def _requests(
+    words: tuple[str, ...], options: dict[str, Any], *, name: str, at_login: bool, wait: bool
+) -> list[Up]:
+    """What the command line asks for. Raises UsageError."""
+    from holdfast.cli import configured
+
+    if at_login and words:
+        raise UsageError("--login is for the tunnels of the configuration, all of them", "holdfast up --login")
+    if not words:
+        wanted = said((), options)
+        if name or wanted.forwards:
+            raise UsageError("there is no host to bring that up for", "as in holdfast up lab 8888")
+        tunnels = configured.login_set() if at_login else configured.usual()
+        return _configured(tunnels, wanted, options, wait=wait)
+    tunnels, rest, is_one = configured.chosen(words)
+    if not tunnels:
+        return [_by_hand(words[0], said(words[1:], options), options, name=name, wait=wait)]
+    if not is_one and (rest or name):
+        raise UsageError(
+            f"'{rest[0][:60] if rest else name}' can't be said of several tunnels", f"as in holdfast up {words[0]}"
+        )
+    return _configured(tunnels, said(rest, options), options, name=name, wait=wait)
+
+
+def _configured(
+    tunnels: list[Described], wanted: Said, options: dict[str, Any], *, wait: bool, name: str = ""
+) -> list[Up]:
+    from holdfast.cli import bringing
+
+    if wanted.forwards and len(tunnels) > 1:
+        raise UsageError("forwards can be added to one tunnel at a time", "as in holdfast up lab 8888")
+    given = [far(tunnel.host, options).options for tunnel in tunnels]
+    return [
+        bringing.request_for(tunnel, wait=wait, said=wanted, options=own, name=name)
+        for tunnel, own in zip(tunnels, given, strict=True)
+    ]
+
+
+def _by_hand(host: str, wanted: Said, options: dict[str, Any], *, name: str, wait: bool) -> Up:
+    """The request for a host that the configuration doesn't know. Raises UsageError."""
+    if host.isdigit():
+        raise UsageError(f"'{host}' is a port, not a host", f"did you mean holdfast up HOST {host}")
+    there = far(host, options)
+    return Up(
+        host=there.host,
+        name=name,
+        options=there.options,
+        forwards=tuple(encode_forward(forward) for forward in wanted.forwards),
+        environment=environment(),
+        terminal=at_terminal(),
+        wait=wait,
+        expose=wanted.expose,
+        upkeep=wanted.upkeep,
+    )
 
 
 @click.command(short_help="take tunnels down, or some of their forwards")
@@ -96,12 +120,14 @@ def up(
 def down(words: tuple[str, ...], everything: bool) -> int:
     """Ends the tunnels: their forwards here, and their connection when no other tunnel uses it.
 
+    A NAME may also be a group of the configuration, or a pattern ('gpu*').
     With a PORT after the NAME only that forward is taken away: holdfast down lab 8888.
     """
     names = [word for word in words if not _is_listen(word)]
     listens = [word for word in words if _is_listen(word)]
     if bool(names) == everything:
         raise UsageError("name the tunnels to take down, or say --all", "see what there is: holdfast status")
+    names = list(named(names))
     if listens and len(names) != 1:
         raise UsageError("ports can be taken from one tunnel at a time", "as in holdfast down lab 8888")
     if everything and not client.something_is_wanted():
@@ -120,43 +146,15 @@ def down(words: tuple[str, ...], everything: bool) -> int:
 @click.option("--timeout", default=60.0, show_default=True, help="seconds to wait until they are proven")
 @click.option("--json", "as_json", is_flag=True, help="print their status as JSON")
 def restart(names: tuple[str, ...], timeout: float, as_json: bool) -> int:
-    """Ends the connection of each tunnel and makes a new one; what it carries breaks off."""
+    """Ends the connection of each tunnel and makes a new one; what it carries breaks off.
+
+    A NAME may also be a group of the configuration, or a pattern ('gpu*').
+    """
     check_timeout(timeout)
-    tunnels = ask(Restart(names, environment(), at_terminal()), names[0], timeout)
-    return _report(tunnels, as_json=as_json, waited=True)
+    tunnels = ask(Restart(named(names), environment(), at_terminal()), names[0], timeout)
+    from holdfast.cli import bringing
 
-
-def _report(tunnels: Sequence[TunnelStatus], *, as_json: bool, waited: bool) -> int:
-    if as_json:
-        click.echo(json.dumps({"version": 1, "tunnels": tunnels}))
-    code = Exit.OK
-    for tunnel in tunnels:
-        for forward in tunnel["forwards"]:
-            if not as_json and (forward["state"] in WORKS or not waited):
-                click.echo(render.forward_line(forward, tunnel["host"]))
-        if waited and tunnel["state"] != "up":
-            code = max(code, _complain_of(tunnel))
-        elif tunnel["fast_path"] is False:
-            complain(next(iter(render.remarks(tunnel, now()))))
-    return code
-
-
-def _complain_of(tunnel: TunnelStatus) -> Exit:
-    """Says why the tunnel isn't up. A service that isn't there yet is no failure: the tunnel is."""
-    told: list[tuple[str | None, str | None]]
-    told = [(forward["reason"], forward["hint"]) for forward in tunnel["forwards"] if forward["reason"]]
-    for reason, hint in dict.fromkeys(told or [(tunnel["reason"], tunnel["hint"])]):
-        complain(reason or f"{tunnel['name']} is {tunnel['state']}", hint or "")
-    if tunnel["state"] in WORKS:
-        return Exit.OK
-    return Exit.NEEDS_LOGIN if tunnel["state"] == "needs login" else Exit.FAILED
-
-
-def _check_twice(forwards: Sequence[Forward]) -> None:
-    for place, forward in enumerate(forwards):
-        taken = {listen for other in forwards[:place] if other.kind == forward.kind for listen in other.listeners}
-        if taken & {listen for listen in forward.listeners if listen.port or listen.path}:
-            raise UsageError(f"{forward.listen} is named twice", "each forward needs a port of its own")
+    return bringing.tell([bringing.Outcome("", tunnels)], as_json=as_json, waited=True)
 
 
 def _is_listen(word: str) -> bool:

@@ -192,7 +192,7 @@ class Conversation:
             case Run():
                 return await self._run(request)
             case Follow():
-                self._keeper.ask_later(lambda: None)  # tells what there is
+                await self._find_masters_again(request.names)
                 await self._tell_changes(request.names, request.interval / 1000)
                 return []
             case Stop():
@@ -286,6 +286,7 @@ class Conversation:
     async def _tell_changes(self, names: tuple[str, ...], interval: float) -> None:
         """Tells of these tunnels, or all, whenever they change, and of their counters every `interval` seconds."""
         told: dict[str, TunnelStatus] = {}
+        is_first = True
         with self._keeper.watching() as changed:
             while True:
                 if interval:
@@ -293,10 +294,10 @@ class Conversation:
                 now = {tunnel.name: tunnel.status() for tunnel in self._keeper.named(names)}
                 different = [status for name, status in now.items() if told.get(name) != status]
                 gone = [name for name in told if name not in now]
-                if different or gone or not told:
+                if different or gone or is_first:
                     self._say(Answer(changes=Changes(tunnels=different, gone=gone)))
                     await self._writer.drain()
-                told = now
+                told, is_first = now, False
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(interval or None):
                         await changed.wait()
@@ -411,10 +412,11 @@ async def _prove(tunnels: list[Tunnel]) -> None:
 
 def _check(forward: Forward, *, expose: bool) -> None:
     """That a new forward can and may listen. Raises UsageError, HoldfastError."""
-    if forward.kind is not Kind.REMOTE and not forward.listen.is_loopback and not expose:
+    if not forward.listen.is_loopback and not expose:
+        where = "over there" if forward.kind is Kind.REMOTE else "on this machine"
         raise UsageError(
-            f"{forward.listen} can be reached by other machines, and so can what is behind it",
-            "leave the address out to listen on this machine only, or add --expose",
+            f"{forward.listen} {where} can be reached by other machines, and so can what is behind it",
+            "leave the address out to listen on loopback only, or add --expose",
         )
     forwarding.check_listener(forward)
 

@@ -16,7 +16,7 @@ from holdfast.control import (
     UpkeepStatus,
 )
 from holdfast.errors import UsageError
-from holdfast.forward import Forward, Kind
+from holdfast.forward import Forward
 from holdfast.keeper import journal, waiting_room
 from holdfast.keeper.forwarding import OpenForward
 from holdfast.keeper.link import Link
@@ -293,7 +293,7 @@ def _forward_status(own: OpenForward, link: LinkState) -> ForwardStatus:
         reason=own.reason or None,
         hint=own.hint or None,
         notebook=_notebook_status(own),
-        exposed=forward.kind is not Kind.REMOTE and not forward.listen.is_loopback,
+        exposed=not forward.listen.is_loopback,
         leases=len(own.leases),
         kept=own.kept,
         connections=own.connections,

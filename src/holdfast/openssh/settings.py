@@ -54,6 +54,12 @@ class Settings:
             return self.proxy_jump.partition(",")[0]
         return self.get("proxycommand") or f"{self.get('hostname')}:{self.get('port')}"
 
+    def forward_lines(self, kind: Kind) -> list[str]:
+        """The host's own forward lines of this kind, in the form that -L, -R and -D take."""
+        lines = self._values.get(f"{kind}forward", [])
+        # A LocalForward between two sockets is printed as a DynamicForward, too.
+        return [_as_specification(line) for line in lines if kind is not Kind.DYNAMIC or not line.startswith("/")]
+
     def local_forwards(self) -> Iterator[Forward]:
         """The host's own LocalForward lines.
 
@@ -106,9 +112,9 @@ def processor_has_aes() -> bool:
 
 
 def _as_specification(line: str) -> str:
-    """`8888 [localhost]:8888` as -G prints a LocalForward, in the form that -L takes."""
+    """`8888 [localhost]:8888` as -G prints a LocalForward, in the form that -L takes; SOCKS has no target."""
     listen, _, target = line.partition(" ")
-    return f"{_unbracket(listen)}:{_unbracket(target)}"
+    return _unbracket(listen) if target in ("", "[socks]:0") else f"{_unbracket(listen)}:{_unbracket(target)}"
 
 
 def _unbracket(address: str) -> str:

@@ -1,0 +1,62 @@
+"""`apply`: changes what runs to what the configuration file describes, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from holdfast import client, paths
+from holdfast.cli import bringing, configured
+from holdfast.cli.asking import check_timeout, tunnels
+from holdfast.cli.main import complain
+from holdfast.config import Described
+from holdfast.control import Down, Up
+from holdfast.difference import Change, difference, first_additions
+from holdfast.errors import Exit, UsageError
+
+
+@click.command(short_help="change what runs to what the configuration file describes")
+@click.option("--dry-run", is_flag=True, help="only show what would be changed")
+@click.option("--timeout", default=60.0, show_default=True, help="seconds to wait until it is proven")
+@click.option("--no-wait", is_flag=True, help="return at once; it comes up in the background")
+def apply(dry_run: bool, timeout: float, no_wait: bool) -> int:
+    """Compares the configuration file with what runs, and changes only what is different.
+
+    Tunnels that start at login are brought up. Those that were brought up from the file get its forwards and
+    options, and go down when they aren't in it any more. What was brought up by hand is left alone.
+    """
+    check_timeout(timeout)
+    if configured.users_content() is None:
+        raise UsageError(f"there is no {paths.config_file()}", "begin one: holdfast config add HOST")
+    found = difference(configured.of_user(), tunnels(timeout=30), str(paths.config_file()))
+    for change in found.changes:
+        click.echo(change)
+    if found.alone:
+        click.echo(f"left alone: {', '.join(found.alone)}")
+    if not found.changes:
+        click.echo("nothing to change")
+    if dry_run or not found.changes:
+        return Exit.OK
+    return _carry_out(found.changes, timeout, wait=not no_wait)
+
+
+def _carry_out(changes: Sequence[Change], timeout: float, *, wait: bool) -> int:
+    """First what goes, so that its ports are free for what comes; the worst exit code."""
+    for change in changes:
+        if additions := first_additions(change):
+            assert change.described is not None
+            _up([change.described._replace(forwards=additions)], timeout, wait=True)
+    for change in changes:
+        if change.described is None or change.replaced or change.removed:
+            goes = Down(
+                (change.name,), () if change.replaced else change.removed, False, forget=not change.removed
+            )
+            client.ask(goes, timeout=timeout, notice=complain)
+    wanted = [change.described for change in changes if change.described is not None]
+    return bringing.tell(_up(wanted, timeout, wait=wait), as_json=False, waited=wait)
+
+
+def _up(wanted: Sequence[Described], timeout: float, *, wait: bool) -> list[bringing.Outcome]:
+    requests: list[Up] = [bringing.request_for(tunnel, wait=wait) for tunnel in wanted]
+    return bringing.bring_up(requests, timeout)

@@ -1,0 +1,178 @@
+"""The tunnels that the user's configuration file describes, and a project's, once the user has agreed to that."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import click
+
+from holdfast import paths
+from holdfast.cli import choosing
+from holdfast.cli.main import complain
+from holdfast.errors import HoldfastError, UsageError
+
+if TYPE_CHECKING:
+    from holdfast.config import Described
+    from holdfast.trust import ProjectFile
+
+
+class Project(NamedTuple):
+    """A project's file. `digest` is what the user agrees to."""
+
+    file: ProjectFile
+    tunnels: list[Described]
+    digest: str
+
+
+def of_user() -> list[Described]:
+    """What the user's own file describes; nothing when there is none. Raises UsageError."""
+    content = users_content()
+    if content is None:
+        return []
+    from holdfast.config import parse_bytes
+
+    return parse_bytes(content, paths.config_file())
+
+
+def users_content() -> bytes | None:
+    """What is in the user's own file, None when there is none. Raises UsageError."""
+    from holdfast import trust
+
+    path = paths.config_file()
+    try:
+        return trust.read(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UsageError(f"can't read {path}: {error.strerror}", f"ls -l {path}") from None
+
+
+def project_file() -> ProjectFile | None:
+    """The file of the project that the working directory belongs to. Raises UsageError."""
+    from holdfast import trust
+
+    try:
+        folder = Path.cwd()
+    except OSError:  # it was deleted
+        return None
+    return trust.find(folder)
+
+
+def project() -> Project | None:
+    """The project's file, which the user may not have agreed to. Raises UsageError, ConfigError."""
+    file = project_file()
+    if file is None:
+        return None
+    from holdfast import trust
+    from holdfast.config import parse_bytes
+
+    tunnels = parse_bytes(file.content, file.path)
+    return Project(file, tunnels, trust.digest(file, tunnels))
+
+
+def agreed(found: Project) -> list[Described]:
+    """The project's tunnels, which the user agrees to here if they haven't. Raises UsageError when they don't."""
+    from holdfast import trust
+    from holdfast.cli.asking import at_terminal
+
+    if trust.is_allowed(found.digest):
+        return found.tunnels
+    if not at_terminal():
+        raise UsageError(
+            f"{found.file.path} is new, or has changed, and was not agreed to",
+            "read it, then: holdfast config allow",
+        )
+    click.echo(f"{found.file.path} is new, or has changed:", err=True)
+    click.echo(shown(found), err=True)
+    if not click.confirm("Use it?", default=False, err=True):
+        raise UsageError(f"{found.file.path} is not used", "to agree later: holdfast config allow")
+    trust.allow(found.file, found.digest)
+    return found.tunnels
+
+
+def shown(found: Project) -> str:
+    """What a person has to know of the project's tunnels before they agree."""
+    from holdfast import trust
+    from holdfast.config_writing import written
+
+    lines = []
+    for tunnel in found.tunnels:
+        forwards = ", ".join(
+            f"{'' if one.kind == 'local' else f'{one.kind} '}{written(one)}" for one in tunnel.forwards
+        )
+        lines.append(f"  {tunnel.name}: {tunnel.host}, {forwards or 'its own forwards, or 8888'}")
+        programs = trust.programs(tunnel)
+        others = [f"{one} {value}" for one, value in zip(tunnel.options[::2], tunnel.options[1::2], strict=True)]
+        lines += [f"    ssh {option}" for option in others if option not in programs]
+        lines += [f"    ssh {option}   (can run programs on this machine)" for option in programs]
+        if tunnel.expose:
+            lines.append("    other machines can reach it")
+    return "\n".join(lines) or "  no tunnels"
+
+
+def trusted() -> list[Described]:
+    """What may be used without a question: the user's tunnels, a project's if agreed to. Raises UsageError."""
+    from holdfast import trust
+
+    found = None
+    with contextlib.suppress(HoldfastError):
+        found = project()
+    return _together(found.tunnels if found and trust.is_allowed(found.digest) else [], of_user())
+
+
+def usual() -> list[Described]:
+    """What `holdfast up` alone brings up: the project's tunnels, else the login set. Raises UsageError."""
+    found = project()
+    if found is None:
+        return _some_login_set()
+    if not found.tunnels:
+        raise UsageError(
+            f"{found.file.path} describes no tunnels", f"describe one: [tunnels.lab] in {found.file.path}"
+        )
+    return agreed(found)
+
+
+def login_set() -> list[Described]:
+    """The tunnels that are there from login on; there may be none. Raises UsageError."""
+    from holdfast.config import Start
+
+    return [tunnel for tunnel in of_user() if tunnel.start is not Start.MANUAL]
+
+
+def _some_login_set() -> list[Described]:
+    """The tunnels that are there from login on. Raises UsageError when there are none."""
+    tunnels = login_set()
+    if not tunnels:
+        raise UsageError(
+            f"there is no project file here, and no tunnel in {paths.config_file()} starts at login",
+            'name one, as in holdfast up lab; or give it start = "login": holdfast config edit',
+        )
+    return tunnels
+
+
+def chosen(words: Sequence[str]) -> tuple[list[Described], tuple[str, ...], bool]:
+    """As choosing.split, of the project's and the user's tunnels. The user may be asked. Raises UsageError."""
+    own = of_user()
+    found = None
+    try:
+        found = project()
+    except HoldfastError as error:
+        if not choosing.split(words, own)[0]:
+            complain(f"not used: {error.message.splitlines()[0]}", error.hint)
+    tunnels, rest, is_one = choosing.split(words, _together(found.tunnels if found else [], own))
+    if found and any(tunnel.origin == str(found.file.path) for tunnel in tunnels):
+        agreed(found)
+    if not tunnels and words and choosing.is_pattern(words[0]):
+        raise UsageError(
+            f"no tunnel in the configuration fits '{words[0][:60]}'", "see what is there: holdfast config check"
+        )
+    return tunnels, rest, is_one
+
+
+def _together(projects: list[Described], own: list[Described]) -> list[Described]:
+    """Both; of two with the same name, the project's."""
+    names = {tunnel.name for tunnel in projects}
+    return [*projects, *(tunnel for tunnel in own if tunnel.name not in names)]
