@@ -273,6 +273,8 @@ def test_up_alone_without_anything_to_bring_up_says_what_to_do(file: Path, said:
         (["up", "lab", "--login"], "--login is for the tunnels of the configuration"),
         (["up", "lab", "7000:a:1", "7000:b:1"], "localhost:7000 is named twice"),
         (["up", "lab", "--idle", "30"], "'30' is not a time"),
+        (["up", "lab", "--hold", "0"], "0 can't be the value of --hold"),
+        (["up", "lab", "--idle", "90d"], "7776000 can't be the value of --idle"),
     ],
 )
 def test_words_that_do_not_fit_the_configuration_start_nothing(

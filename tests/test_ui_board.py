@@ -62,7 +62,7 @@ def test_remote_and_dynamic_forwards_and_exposed_ones_can_be_told_apart() -> Non
             forward("*:9000", "127.0.0.1:9000", exposed=True),
         )
     )
-    assert watched.row().forwards == ("80 ← 0", "1080 → SOCKS", "*:9000 → 9000 (exposed)")
+    assert watched.row().forwards == ("80 ← 0", "1080 → SOCKS", "(exposed) *:9000 → 9000")
 
 
 def test_trouble_is_told_with_the_next_try_and_who_waits() -> None:
@@ -131,8 +131,10 @@ def test_the_summary_counts_a_connection_that_tunnels_share_once() -> None:
     watched = Watched()
     watched.tell(*over(7, 0))
     watched.tell(*over(7, 5000))
-    assert watched.board.summary() == "2 up   5.0 kB/s in, 0 B/s out"
-    assert Board().summary() == "no tunnel is up"
+    whole = "2 up   5.0 kB/s in, 0 B/s out"
+    assert watched.board.summary(len(whole)) == whole
+    assert watched.board.summary(len(whole) - 1) == "2 up"
+    assert Board().summary(80) == "no tunnel is up"
 
 
 def test_taking_down_tells_what_breaks() -> None:
@@ -159,6 +161,7 @@ def test_an_outage_that_was_short_is_seen_all_the_same() -> None:
 
 def test_a_tunnel_that_nobody_has_used_yet_has_no_history_of_failures() -> None:
     assert trips_of((0.0, None, "idle"), (EVERY, None, "connecting"), (2 * EVERY, 4.0, "up")) == (4.0,)
+    assert trips_of((0.0, None, "needs login"), (EVERY, None, "failed")) == ()
 
 
 def test_a_day_of_history_takes_no_more_room_than_ten_minutes() -> None:

@@ -153,7 +153,7 @@ def proxy_options(proxy: Any, host: str, port: int | None, *, enabled: bool) -> 
         return []
     words = getattr(proxy, "cmd", None)
     if isinstance(words, list):  # paramiko's: it runs already, and its command has the names put in
-        pass
+        proxy.close()
         proxy = shlex.join(words).replace("%", "%%")
     if isinstance(proxy, str):
         return ["-o", f"ProxyCommand={proxy}"]

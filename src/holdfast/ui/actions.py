@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from holdfast import client
+from holdfast.cli import browser
 from holdfast.control import Down, Restart, Up
 from holdfast.errors import Exit, HoldfastError
 from holdfast.ui.board import Resting
@@ -50,6 +51,8 @@ class Actions:
             hints = [line.removeprefix("hint: ") for line in said if line.startswith("hint: ")]
             told = [line for line in said if not line.startswith("hint: ")]
             raise HoldfastError("\n".join(told) or f"{name} could not be opened", "\n".join(hints))
+        if not browser.is_there():
+            raise HoldfastError("no browser can be opened from here", f"open it yourself: {ended.stdout.strip()}")
         return "\n".join(said) or f"{name} was opened"
 
     def log_in(self, name: str) -> int:

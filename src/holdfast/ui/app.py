@@ -39,6 +39,7 @@ BRIEFLY, LONGER = 4.0, 10.0
 # While a tunnel that was brought up is in one of these, it isn't known what becomes of it.
 _UNDER_WAY = ("connecting", "waiting", "stalled", RESTING)
 
+_NAME = "holdfast   "
 _EMPTY = """No tunnels yet.
 
 Bring one up, here or in another terminal:
@@ -76,6 +77,15 @@ class Failed(Message):
         self.error = error
 
 
+class Words(Input):
+    """Those that a tunnel must have in order to be shown."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "submit", "Keep it", key_display="⏎"),
+        Binding("escape", "app.leave", "Show all", key_display="Esc"),
+    ]
+
+
 class TunnelScreen(App[None]):
     """`theme` is one of Textual's; `tick` the seconds between looks, 0 for none but those that are asked for.
 
@@ -101,7 +111,9 @@ class TunnelScreen(App[None]):
         Binding("escape", "leave", show=False),
     ]
     CSS = """
-    #summary { height: 1; padding: 0 1; text-style: bold; background: $panel; }
+    #summary {
+        height: 1; padding: 0 1; text-style: bold; background: $panel; text-wrap: nowrap; text-overflow: ellipsis;
+    }
     #note { height: auto; padding: 0 1; color: $text-warning; display: none; }
     TunnelList { height: 1fr; padding: 0 1; }
     DetailsPane { display: none; }
@@ -147,7 +159,7 @@ class TunnelScreen(App[None]):
         yield TunnelList()
         yield Static(_EMPTY, id="empty", markup=False)
         yield DetailsPane()
-        yield Input(placeholder="words that a tunnel has to have; Enter keeps them, Esc shows all", id="filter")
+        yield Words(placeholder="words that a tunnel has to have; Enter keeps them, Esc shows all", id="filter")
         yield Footer(show_command_palette=False)
 
     def on_mount(self) -> None:
@@ -225,15 +237,16 @@ class TunnelScreen(App[None]):
         self._main.set_class(self._is_told and not rows and not self._needle, "-empty")
         self.tunnels.show(rows)
         found = f"   {len(rows)} with '{self._needle}'" if self._needle else ""
-        summary = self.board.summary() if self._is_told else "asking the keeper"
-        self._say("#summary", f"holdfast   {summary}{found}")
+        room = self.size.width - len(f"  {_NAME}{found}")
+        summary = self.board.summary(room) if self._is_told else "asking the keeper"
+        self._say("#summary", f"{_NAME}{summary}{found}")
         self._say("#note", self._note(has_rows=bool(rows)))
         self._show_details()
 
     def _note(self, *, has_rows: bool) -> str:
         notes = [self._mistake] if self._mistake else []
         if self._why_silent:
-            notes.append(f"{self._why_silent}; this is how it was, and a keeper is looked for")
+            notes.append(f"{self._why_silent}: this is how it was, and is looked for again")
         if self._needle and not has_rows:
             notes.append(f"no tunnel has '{self._needle}'; Esc shows all")
         return "\n".join(notes)
@@ -247,8 +260,10 @@ class TunnelScreen(App[None]):
     def _show_details(self) -> None:
         pane = self._main.query_one(DetailsPane)
         is_open = self.size.height >= HIGH if self._wants_details is None else self._wants_details
-        pane.set_class(is_open, "-open")
-        if is_open:
+        if is_open != pane.has_class("-open"):
+            pane.set_class(is_open, "-open")
+            self.call_after_refresh(self._show_details)  # only then is it known how wide it is
+        elif is_open:
             name = self.tunnels.selected
             pane.show(name, self._facts(name, pane.room_for_bars), self._log_end)
 

@@ -64,7 +64,7 @@ class Row(NamedTuple):
 class Trips:
     """The round trips of the last minutes, in milliseconds: the longest of each `EVERY` seconds.
 
-    None: in that time there was one that did not come back.
+    None: in that time there was one that did not come back. The first is one that did.
     """
 
     def __init__(self) -> None:
@@ -79,11 +79,9 @@ class Trips:
         before, self._kept = self._kept, {}
         for tunnel in tunnels:
             kept = self._kept[tunnel["name"]] = before.get(tunnel["name"]) or deque(maxlen=KEPT)
-            if tunnel["state"] in ("idle", "connecting") and not kept:
-                continue
             trip = tunnel["rtt_ms"] if tunnel["state"] in _ANSWERED else None
-            if tunnel["state"] == "idle" or (trip is None and tunnel["state"] in _ANSWERED):
-                continue  # nothing was asked
+            if trip is None and (not kept or tunnel["state"] in (*_ANSWERED, "idle")):
+                continue  # nothing was asked, or has ever come back
             if is_new or not kept:
                 kept.append(trip)
             else:
@@ -139,14 +137,17 @@ class Board:
         at_rest = [row for one, row in resting if one.name not in self.tunnels and _fits(row, needle, one.groups)]
         return [row for row in there if _fits(row, needle)] + at_rest
 
-    def summary(self) -> str:
-        """All tunnels in a few words, and what goes through them: a connection that several share counts once."""
-        if not self.tunnels:
-            return "no tunnel is up"
+    def summary(self, width: int) -> str:
+        """All tunnels in a few words and, if that fits into `width` characters, what goes through them.
+
+        A connection that several share counts once.
+        """
+        words = render.short(list(self.tunnels.values())) or "no tunnel is up"
         served = {tunnel["master_pid"] or name: self.rate(name) for name, tunnel in self.tunnels.items()}
         rates = [rate for rate in served.values() if rate is not None]
         received, sent = sum(rate.received for rate in rates), sum(rate.sent for rate in rates)
-        return f"{render.short(list(self.tunnels.values()))}   {amount(received)} in, {amount(sent)} out"
+        whole = f"{words}   {amount(received)} in, {amount(sent)} out"
+        return whole if self.tunnels and len(whole) <= width else words
 
     def what_breaks(self, name: str) -> str:
         """A sentence on the connections that end with the tunnel; nothing when there are none."""
@@ -163,7 +164,7 @@ class Board:
             name=tunnel["name"],
             state=tunnel["state"],
             host=tunnel["host"],
-            forwards=tuple(brief(_ends(one)) + render.exposed_mark(one) for one in tunnel["forwards"]),
+            forwards=tuple(_exposed(one) + brief(_ends(one)) for one in tunnel["forwards"]),
             trips=self.trips(tunnel["name"]),
             rtt=_round_trip(tunnel),
             received="-" if rate is None else short_amount(rate.received),
@@ -211,6 +212,12 @@ def _fits(row: Row, needle: str, groups: Sequence[str] = ()) -> bool:
     """Whether all words of `needle` are found in the row, whatever their case."""
     whole = "\n".join((row.name, row.host, row.state, *row.forwards, *row.troubles, *groups)).lower()
     return all(word in whole for word in needle.lower().split())
+
+
+def _exposed(forward: ForwardStatus) -> str:
+    """The mark of one that other machines can reach, which no lack of room cuts off: it comes first."""
+    mark = render.exposed_mark(forward).strip()
+    return f"{mark} " if mark else ""
 
 
 def _ends(forward: ForwardStatus) -> Ends:

@@ -73,7 +73,7 @@ def look_of(state: str) -> Look:
 
 def columns(width: int) -> list[Column]:
     """The columns that fit into `width` characters, and fill it."""
-    spark = max(7, min(30, (width - 50) // 4))
+    spark = max(7, min(30, (width - 45) // 5))
     fixed = [
         Column("STATE", 13, lambda row, _: f"{SYMBOLS.get(row.state, '×')} {row.state}"),
         Column("", spark, lambda row, size: sparkline(row.trips, size), 68, look=Look.BUSY),
@@ -87,7 +87,7 @@ def columns(width: int) -> list[Column]:
     chosen = [column for column in fixed if width >= column.least]
     left = width - sum(column.width + 1 for column in chosen) - 1
     name = max(6, min(24, left * 2 // 5))
-    host = min(30, (left - name) // 3) if width >= 110 else 0
+    host = min(30, (left - name) * 2 // 5) if width >= 110 else 0
     named = Column("TUNNEL", name, lambda row, _: row.name, look=Look.STRONG)
     ends = Column("FORWARDS", max(4, left - name - (host and host + 1)), _ends)
     hosted = [Column("HOST", host, lambda row, _: row.host)] if host else []

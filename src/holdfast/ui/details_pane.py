@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 from textual.app import ComposeResult
@@ -43,7 +44,7 @@ class DetailsPane(Horizontal):
 
     def show(self, name: str, facts: Sequence[Fact], log: Sequence[str]) -> None:
         """Shows the facts about the tunnel `name`, and the last lines of its log."""
-        self._say("#told", _written(name, facts))
+        self._say("#told", _written(name, facts, self.query_one("#facts").size.width - _LABEL - 1))
         self._say("#log-end", "\n".join(log))
         self._say("#log-below", "\n".join(["", *log]) if log else "")
 
@@ -58,9 +59,10 @@ def _shape(text: object) -> list[int]:
     return [len(line) for line in str(text).split("\n")]
 
 
-def _written(name: str, facts: Sequence[Fact]) -> Content:
-    """The facts below the tunnel's name, labels in a column of their own."""
+def _written(name: str, facts: Sequence[Fact], width: int) -> Content:
+    """The facts below the tunnel's name, labels in a column of their own, beside texts folded at `width`."""
     parts: list[tuple[str, str] | str] = [(name, "bold")]
     for fact in facts:
-        parts += [(f"\n{fact.label:{_LABEL}}", "dim"), fact.text]
+        for number, text in enumerate(textwrap.wrap(fact.text, max(20, width))):
+            parts += [(f"\n{'' if number else fact.label:{_LABEL}}", "dim"), text]
     return Content.assemble(*parts)

@@ -16,7 +16,7 @@ from textual.message import Message
 
 from holdfast import client, paths
 from holdfast.control import Changes
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, KeeperError
 from holdfast.ui.board import Ends, Resting
 
 # Seconds between looks for a keeper, at files, and of the keeper's counters.
@@ -100,19 +100,24 @@ class Feed:
             except TimeoutError:
                 self._say(Silent("the keeper doesn't answer"))
             except HoldfastError as error:
-                self._say(Silent(error.message if client.something_is_wanted() else ""))
+                self._say(Silent("; ".join(filter(None, (error.message, error.hint)))))
             self._stopped.wait(LOOK)
 
     def _hand_on(self) -> None:
-        """Raises KeeperError when the keeper goes away."""
+        """Until the keeper goes away. Raises HoldfastError for one that never tells, TimeoutError."""
+        is_first = True
         with client.Following((), LOOK) as following:
             self._following = following
-            is_first = True
-            for changes in following:
-                if self._stopped.is_set():
-                    return
-                self._say(Told(changes, is_first=is_first))
-                is_first = False
+            try:
+                for changes in following:
+                    if self._stopped.is_set():
+                        return
+                    self._say(Told(changes, is_first=is_first))
+                    is_first = False
+            except KeeperError:
+                if is_first:
+                    raise
+        self._say(Silent("the keeper went away" if client.something_is_wanted() else ""))
 
     def _read_files(self) -> None:
         seen: tuple[object, ...] = ()

@@ -49,7 +49,7 @@ class TunnelList(ScrollView, can_focus=True):
         .good { color: $text-success; }
         .busy { color: $text-primary; }
         .warning { color: $text-warning; }
-        .login { color: $text-accent; text-style: bold; }
+        .login { color: $text-warning; text-style: bold; }
         .bad { color: $text-error; text-style: bold; }
         .cursor { text-style: reverse; }
     }
@@ -149,9 +149,10 @@ class TunnelList(ScrollView, can_focus=True):
         """Kept, since it takes longer to find than a line takes to draw."""
         style = self._styles.get((look, is_selected))
         if style is None:
-            style = self.rich_style + self.get_component_rich_style(str(look), partial=True)
-            if is_selected:
-                style += self.get_component_rich_style("cursor", partial=True)
+            style = self.get_component_rich_style(str(look), partial=True)
+            if is_selected:  # one bar, without patches of colour
+                style = style.without_color + self.get_component_rich_style("cursor", partial=True)
+            style = self.rich_style + style
             self._styles[look, is_selected] = style
         return style
 
