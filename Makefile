@@ -1,5 +1,5 @@
 # `make check` and `make test` are all there is to know; CI runs the same two.
-.PHONY: setup demo test soak check format bench
+.PHONY: setup demo test soak check format bench docs
 .DEFAULT_GOAL := test
 bin := .venv/bin
 
@@ -27,3 +27,8 @@ format: setup
 
 bench: setup ## every figure in docs/benchmarks.md, measured again
 	@$(bin)/python -m bench
+
+docs: setup ## the site in site/, the man page, and each command's help in docs/commands.md
+	@$(bin)/python -m tools.reference
+	@$(bin)/python -m tools.man_page
+	@NO_MKDOCS_2_WARNING=1 $(bin)/mkdocs build --strict --quiet

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.config import Described, parse
+from holdfast.config.difference import Change, difference, first_additions
+from holdfast.config.reading import Described, parse
 from holdfast.control import NotebookStatus, TunnelStatus
-from holdfast.difference import Change, difference, first_additions
 from tests.test_config import status_of
 
 PATH = Path("/c/config.toml")

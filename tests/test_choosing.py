@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from holdfast.cli.choosing import choose, groups_of, split
-from holdfast.config import Described
+from holdfast.config.reading import Described
 from holdfast.errors import Exit, HoldfastError
 
 UP = ["gpu1", "gpu2", "lab", "web"]

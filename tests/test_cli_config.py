@@ -12,9 +12,9 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from holdfast import config_file
 from holdfast.cli import completing, configured
 from holdfast.cli.main import main
+from holdfast.config import file as config_file
 from holdfast.errors import HoldfastError
 from tests.conftest import Run, Web, get, is_open, tunnel
 from tests.sshd import Sshd, free_port, wait_for

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast.config import (
+from holdfast.config.places import Places
+from holdfast.config.reading import (
     DEFAULTS,
     KEYS,
     ConfigError,
@@ -21,13 +22,12 @@ from holdfast.config import (
     parse_bytes,
     usual,
 )
-from holdfast.config_writing import described, table_of, table_text, with_tunnel, written
+from holdfast.config.spelling import duration, parse_duration, parse_mode, shown_mode
+from holdfast.config.writing import described, table_of, table_text, with_tunnel, written
 from holdfast.control import ForwardStatus, TunnelStatus, Upkeep, check_upkeep
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.forward import Address, Forward, Kind
 from holdfast.forward import parse as parse_forward
-from holdfast.spelling import duration, parse_duration, parse_mode, shown_mode
-from holdfast.toml_places import Places
 
 PATH = Path("/home/ann/.config/holdfast/config.toml")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from holdfast import trust
-from holdfast.config import Described, parse
+from holdfast.config import trust
+from holdfast.config.reading import Described, parse
 from holdfast.errors import UsageError
 
 

@@ -17,6 +17,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from holdfast import client
+from holdfast.config.users import of_user
 from holdfast.control import (
     Answer,
     ForwardStatus,
@@ -312,7 +313,8 @@ def tunnel(
     expose: bool = False,
     timeout: float = 60.0,
 ) -> Tunnel:
-    """Opens a tunnel to `host`, which is whatever ssh takes, and returns once that is proven.
+    """Opens a tunnel to `host`, and returns once that is proven. `host` is whatever ssh takes, or a tunnel of the
+    user's configuration, whose host, options and forwards count then.
 
     Each of `forwards` is a port over there, as an int: it gets the same one here if that is free, else any other.
     Or it is, as a str, what `holdfast up` takes: "9999:8888", "5432:db:5432", "8888:/run/x.sock". `remote` and
@@ -336,7 +338,24 @@ def tunnel(
         expose=expose,
         lease=True,
     )
-    return Tunnel(request, timeout)
+    return Tunnel(_as_configured(request), timeout)
+
+
+def _as_configured(request: Up) -> Up:
+    """The request with what the user's configuration says of a tunnel of that name. Raises UsageError."""
+    described = next((tunnel for tunnel in of_user() if tunnel.name == request.host), None)
+    if described is None:
+        return request
+    from holdfast.config.reading import merged_options
+
+    return request._replace(
+        host=described.host,
+        name=request.name or described.name,
+        options=merged_options(request.options, described.options),
+        forwards=request.forwards or tuple(map(encode_forward, described.forwards)),
+        expose=request.expose or described.expose,
+        upkeep=described.whole_upkeep,
+    )
 
 
 @contextlib.asynccontextmanager

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import click
 
 from holdfast import client, paths
-from holdfast.cli import bringing, configured
+from holdfast.cli import bringing
 from holdfast.cli.asking import check_timeout, tunnels
 from holdfast.cli.main import complain
-from holdfast.config import Described
+from holdfast.config.difference import Change, difference, first_additions
+from holdfast.config.reading import Described
+from holdfast.config.users import of_user, users_content
 from holdfast.control import Down, Up
-from holdfast.difference import Change, difference, first_additions
 from holdfast.errors import Exit, UsageError
 
 
@@ -27,9 +28,9 @@ def apply(dry_run: bool, timeout: float, no_wait: bool) -> int:
     options, and go down when they aren't in it any more. What was brought up by hand is left alone.
     """
     check_timeout(timeout)
-    if configured.users_content() is None:
+    if users_content() is None:
         raise UsageError(f"there is no {paths.config_file()}", "begin one: holdfast config add HOST")
-    found = difference(configured.of_user(), tunnels(timeout=30), str(paths.config_file()))
+    found = difference(of_user(), tunnels(timeout=30), str(paths.config_file()))
     for change in found.changes:
         click.echo(change)
     if found.alone:

@@ -13,7 +13,7 @@ from holdfast.cli.asking import WORKS, ask, at_terminal, now
 from holdfast.cli.main import complain
 from holdfast.cli.tunnel_options import Said
 from holdfast.client import environment
-from holdfast.config import Described, merged_options
+from holdfast.config.reading import Described, merged_options
 from holdfast.control import TunnelStatus, Up, encode_forward
 from holdfast.errors import Exit, HoldfastError
 

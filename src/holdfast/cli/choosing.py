@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from holdfast.errors import Exit, HoldfastError
 
 if TYPE_CHECKING:
-    from holdfast.config import Described
+    from holdfast.config.reading import Described
 
 _WILD = frozenset("*?[")
 

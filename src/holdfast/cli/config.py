@@ -17,8 +17,9 @@ from holdfast.cli.asking import at_terminal, far, tunnels
 from holdfast.cli.completing import complete_host, complete_tunnel
 from holdfast.cli.main import complain
 from holdfast.cli.tunnel_options import said, tunnel_options
-from holdfast.config import ConfigError, Described, Start, check_group, decode, parse, usual
-from holdfast.config_file import change
+from holdfast.config.file import change
+from holdfast.config.reading import ConfigError, Described, Start, check_group, decode, parse, usual
+from holdfast.config.users import users_content
 from holdfast.control import check_name, default_name
 from holdfast.errors import Exit, HoldfastError, UsageError
 
@@ -118,7 +119,7 @@ def add(
 @config.command(short_help="agree to the project's file as it is now")
 def allow() -> int:
     """Shows the .holdfast.toml of this folder, or of the nearest above it, and agrees to what is in it now."""
-    from holdfast import trust
+    from holdfast.config import trust
 
     found = _project()
     click.echo(configured.shown(found))
@@ -130,7 +131,7 @@ def allow() -> int:
 @config.command(short_help="take the agreement to the project's file back")
 def deny() -> int:
     """Forgets that you agreed to this project's .holdfast.toml. What runs goes on."""
-    from holdfast import trust
+    from holdfast.config import trust
 
     file = configured.project_file()
     if file is None:
@@ -145,7 +146,7 @@ def deny() -> int:
 def save(name: str) -> int:
     """Writes the tunnel NAME, as it runs, into the configuration file: a new table, or changes in the one that it
     has. Comments, and all else in the file, stay."""
-    from holdfast.config_writing import described
+    from holdfast.config.writing import described
 
     running = next((tunnel for tunnel in tunnels(timeout=30) if tunnel["name"] == name), None)
     if running is None:
@@ -161,7 +162,7 @@ def save(name: str) -> int:
 
 def _write(tunnel: Described, content: bytes | None) -> int:
     """Changes the file, whose content is that, to what describes `tunnel`. Raises HoldfastError."""
-    from holdfast.config_writing import table_of, table_text, with_tunnel
+    from holdfast.config.writing import table_of, table_text, with_tunnel
 
     chosen = paths.config_file()
     before = decode(content or b"", chosen)
@@ -178,7 +179,7 @@ def _write(tunnel: Described, content: bytes | None) -> int:
 
 def _read() -> tuple[bytes | None, str]:
     """What is in the file, None when there is none; and its text. Raises UsageError."""
-    content = configured.users_content()
+    content = users_content()
     return content, decode(content or b"", paths.config_file())
 
 
@@ -238,7 +239,7 @@ def _no_project() -> UsageError:
 
 def _text(chosen: Path) -> str:
     """Raises UsageError."""
-    from holdfast import trust
+    from holdfast.config import trust
 
     try:
         return decode(trust.read(chosen), chosen)

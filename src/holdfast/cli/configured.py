@@ -12,11 +12,12 @@ import click
 from holdfast import paths
 from holdfast.cli import choosing
 from holdfast.cli.main import complain
+from holdfast.config.users import of_user
 from holdfast.errors import HoldfastError, UsageError
 
 if TYPE_CHECKING:
-    from holdfast.config import Described
-    from holdfast.trust import ProjectFile
+    from holdfast.config.reading import Described
+    from holdfast.config.trust import ProjectFile
 
 
 class Project(NamedTuple):
@@ -27,32 +28,9 @@ class Project(NamedTuple):
     digest: str
 
 
-def of_user() -> list[Described]:
-    """What the user's own file describes; nothing when there is none. Raises UsageError."""
-    content = users_content()
-    if content is None:
-        return []
-    from holdfast.config import parse_bytes
-
-    return parse_bytes(content, paths.config_file())
-
-
-def users_content() -> bytes | None:
-    """What is in the user's own file, None when there is none. Raises UsageError."""
-    from holdfast import trust
-
-    path = paths.config_file()
-    try:
-        return trust.read(path)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise UsageError(f"can't read {path}: {error.strerror}", f"ls -l {path}") from None
-
-
 def project_file() -> ProjectFile | None:
     """The file of the project that the working directory belongs to. Raises UsageError."""
-    from holdfast import trust
+    from holdfast.config import trust
 
     try:
         folder = Path.cwd()
@@ -66,8 +44,8 @@ def project() -> Project | None:
     file = project_file()
     if file is None:
         return None
-    from holdfast import trust
-    from holdfast.config import parse_bytes
+    from holdfast.config import trust
+    from holdfast.config.reading import parse_bytes
 
     tunnels = parse_bytes(file.content, file.path)
     return Project(file, tunnels, trust.digest(file, tunnels))
@@ -75,8 +53,8 @@ def project() -> Project | None:
 
 def agreed(found: Project) -> list[Described]:
     """The project's tunnels, which the user agrees to here if they haven't. Raises UsageError when they don't."""
-    from holdfast import trust
     from holdfast.cli.asking import at_terminal
+    from holdfast.config import trust
 
     if trust.is_allowed(found.digest):
         return found.tunnels
@@ -95,8 +73,8 @@ def agreed(found: Project) -> list[Described]:
 
 def shown(found: Project) -> str:
     """What a person has to know of the project's tunnels before they agree."""
-    from holdfast import trust
-    from holdfast.config_writing import written
+    from holdfast.config import trust
+    from holdfast.config.writing import written
 
     lines = []
     for tunnel in found.tunnels:
@@ -115,7 +93,7 @@ def shown(found: Project) -> str:
 
 def trusted() -> list[Described]:
     """What may be used without a question: the user's tunnels, a project's if agreed to. Raises UsageError."""
-    from holdfast import trust
+    from holdfast.config import trust
 
     found = None
     with contextlib.suppress(HoldfastError):
@@ -137,7 +115,7 @@ def usual() -> list[Described]:
 
 def login_set() -> list[Described]:
     """The tunnels that are there from login on; there may be none. Raises UsageError."""
-    from holdfast.config import Start
+    from holdfast.config.reading import Start
 
     return [tunnel for tunnel in of_user() if tunnel.start is not Start.MANUAL]
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from holdfast import paths
-from holdfast.cli.configured import users_content
 from holdfast.cli.main import complain
+from holdfast.config.users import users_content
 from holdfast.errors import Exit, HoldfastError, UsageError
 
 if TYPE_CHECKING:
@@ -102,13 +102,14 @@ def ssh_config(file: str | None, *, write: bool) -> int:
 
 def _finish(found: Found, *, write: bool, source: str) -> int:
     """Says what was found; the exit code. Raises HoldfastError."""
-    from holdfast import config
+    from holdfast.config import reading
+    from holdfast.config.file import change
     from holdfast.importing.adding import add
     from holdfast.importing.found import told
 
     path = paths.config_file()
     before = users_content()
-    added = add(found.tunnels, config.decode(before or b"", path), path)
+    added = add(found.tunnels, reading.decode(before or b"", path), path)
     for line in told((*found.remarks, *added.remarks)):
         complain(line)
     if not added.names and not added.there:
@@ -116,20 +117,11 @@ def _finish(found: Found, *, write: bool, source: str) -> int:
     if added.there:
         complain(f"already in {path}: {', '.join(added.there)}")
     if write and added.names:
-        _write_whole(path, added.text, before)
+        change(path, added.text, before)
         click.echo(f"added to {path}: {', '.join(added.names)}")
     else:
         click.echo(added.tables, nl=False)
     return Exit.OK
-
-
-def _write_whole(path: Path, text: str, before: bytes | None) -> None:
-    """Raises HoldfastError, also where the file isn't any more what it was."""
-    from holdfast.config_file import replace
-
-    if users_content() != before:
-        raise HoldfastError(f"{path} was changed meanwhile, and is not overwritten", "do it again")
-    replace(path, text)
 
 
 def _text(file: str) -> str:

@@ -11,6 +11,7 @@ import click
 
 from holdfast import paths
 from holdfast.cli.asking import LONGEST_TIMEOUT, far, follow_there, run_there, ssh_options, tunnels
+from holdfast.cli.choosing import named_or_new
 from holdfast.cli.completing import complete_tunnel
 from holdfast.control import check_name
 from holdfast.errors import HoldfastError, UsageError
@@ -28,11 +29,14 @@ _LOOK = 0.2
 def logs(names: tuple[str, ...], follow: bool, lines: int, remote: bool, **options: Any) -> None:
     """Shows the log of the tunnels named, or of all, in the order of time.
 
+    A name may also be a group of the configuration, or a pattern ('gpu*').
     With --remote, NAMES is one tunnel or host.
     """
     if remote:
         _show_remote(names, options, lines, follow=follow)
         return
+    if names:
+        names = named_or_new(names)
     for name in names:
         check_name(name)
     files = {name: paths.logs_dir() / paths.log_name(name) for name in names or _all_names()}

@@ -64,11 +64,11 @@ def said(forwards: Sequence[str], given: dict[str, Any]) -> Said:
     if upkeep.get("lazy") == 0:
         upkeep["idle"] = 0
     if given["idle"] is not None:
-        from holdfast.spelling import parse_duration
+        from holdfast.config.spelling import parse_duration
 
         upkeep["idle"] = parse_duration(given["idle"])
     if given["mode"] is not None:
-        from holdfast.spelling import parse_mode
+        from holdfast.config.spelling import parse_mode
 
         upkeep["mode"] = parse_mode(given["mode"])
     # Whether it is lazy may have been said before; the keeper knows.
@@ -78,7 +78,7 @@ def said(forwards: Sequence[str], given: dict[str, Any]) -> Said:
 
 def check_twice(forwards: Sequence[Forward]) -> None:
     """That each has a port of its own. Raises UsageError."""
-    from holdfast.config import named_twice
+    from holdfast.config.reading import named_twice
 
     twice = named_twice(forwards)
     if twice is not None:

@@ -18,14 +18,18 @@ _THEMES = ("auto", "dark", "light", "terminal")
     type=click.Choice(_THEMES),
     default="auto",
     show_default=True,
-    help="its colours; 'terminal' takes the terminal's own",
+    metavar="THEME",
+    help="auto, dark, light, or terminal: the terminal's own colours",
 )
 def ui(theme: str) -> int:
     """Shows every tunnel: state, round trip, traffic, connections, and what is wrong, as it changes.
 
-    ? shows the keys. Quitting it leaves the tunnels up. It needs the extra: pip install 'holdfast[ui]'.
+    ? shows the keys. Quitting it leaves the tunnels up.
     """
-    if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)) or os.environ.get("TERM") == "dumb":
+    if (
+        not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
+        or os.environ.get("TERM") == "dumb"
+    ):
         raise UsageError("ui needs a terminal to draw on", "for programs there is holdfast status --json")
     if not os.environ.get("NO_COLOR"):  # empty is as good as none; Textual sees that differently
         os.environ.pop("NO_COLOR", None)

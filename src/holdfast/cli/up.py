@@ -17,7 +17,7 @@ from holdfast.control import Down, Restart, Up, check_name, encode_forward
 from holdfast.errors import Exit, UsageError
 
 if TYPE_CHECKING:
-    from holdfast.config import Described
+    from holdfast.config.reading import Described
 
 
 @click.command(short_help="bring tunnels up, or add forwards to one")

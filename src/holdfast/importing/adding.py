@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from holdfast import config, config_writing
-from holdfast.config import Described, Start
+from holdfast.config import reading, writing
+from holdfast.config.reading import Described, Start
 from holdfast.control import LONGEST_NAME
 from holdfast.forward import Address, Forward
 from holdfast.importing.found import Remark
@@ -47,8 +47,8 @@ class _Adding:
     def __init__(self, text: str, path: Path, groups: set[str]) -> None:
         self._path = path
         self._text = text
-        self._usual = config.usual(text, path)
-        before = config.parse(text, path)
+        self._usual = reading.usual(text, path)
+        before = reading.parse(text, path)
         self._names = {tunnel.name for tunnel in before}
         self._groups = {group for tunnel in before for group in tunnel.groups}
         self._known: dict[_What, str] = {}
@@ -66,7 +66,7 @@ class _Adding:
         try:
             table = self._table(named)
             settled = self._settled(table)
-        except config.ConfigError as error:
+        except reading.ConfigError as error:
             told = "; ".join(mistake.text for mistake in error.mistakes)
             self._remarks.append(Remark(tunnel.name, f"not taken: {told}"))
             return
@@ -81,7 +81,7 @@ class _Adding:
             named = named._replace(start=Start.MANUAL)
             table = self._table(named)
         self._tell_of_names(tunnel, named)
-        self._text = config_writing.with_tunnel(self._text, named, self._path)
+        self._text = writing.with_tunnel(self._text, named, self._path)
         self._names.add(named.name)
         self._tables[named.name] = table
         self._remember(settled)
@@ -109,12 +109,12 @@ class _Adding:
         )
 
     def _table(self, tunnel: Described) -> str:
-        return config_writing.table_text(tunnel.name, config_writing.table_of(tunnel, *self._usual))
+        return writing.table_text(tunnel.name, writing.table_of(tunnel, *self._usual))
 
     def _settled(self, table: str) -> Described:
         """The tunnel as it will be read from the file. Raises ConfigError."""
-        (tunnel,) = config.parse(table, self._path)
-        return tunnel._replace(options=config.merged_options(tunnel.options, self._usual[1]))
+        (tunnel,) = reading.parse(table, self._path)
+        return tunnel._replace(options=reading.merged_options(tunnel.options, self._usual[1]))
 
     def _remember(self, tunnel: Described) -> None:
         self._known.setdefault(_what(tunnel), tunnel.name)
@@ -142,7 +142,7 @@ def _what(tunnel: Described) -> _What:
 
 def _ends(tunnel: Described) -> set[_Taken]:
     """The ends that a tunnel takes for itself, here or on its host."""
-    ends = (end for forward in tunnel.forwards for end in config.listeners(forward))
+    ends = (end for forward in tunnel.forwards for end in reading.listeners(forward))
     return {(is_there, listen, tunnel.host if is_there else "") for is_there, listen in ends}
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from holdfast.config import Described, Start
+from holdfast.config.reading import Described, Start
 from holdfast.control import check_host, default_name
 from holdfast.errors import UsageError
 from holdfast.forward import Forward, Kind

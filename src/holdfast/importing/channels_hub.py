@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from holdfast.config import Described
+from holdfast.config.reading import Described
 from holdfast.errors import UsageError
 from holdfast.forward import Address, Forward, Kind, build, parse_address
 from holdfast.importing import tables

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from holdfast.config import Described, named_twice
+from holdfast.config.reading import Described, named_twice
 from holdfast.control import check_host, check_name, check_options, default_name
 from holdfast.errors import UsageError
 from holdfast.forward import Forward, Kind, parse

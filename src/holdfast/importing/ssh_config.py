@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from holdfast.config import Described
+from holdfast.config.reading import Described
 from holdfast.control import default_name
 from holdfast.errors import UsageError
 from holdfast.forward import Forward, Kind

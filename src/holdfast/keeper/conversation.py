@@ -230,11 +230,18 @@ class Conversation:
             await asyncio.to_thread(_check, forward, expose=request.expose)
         is_new = known is None
         terminal = self if request.terminal and request.wait else None
-        upkeep = check_upkeep({**found.upkeep, **request.upkeep}) if request.upkeep else None
+        # A program takes what is up as it is.
+        says = bool(request.upkeep) and not (request.lease and known)
+        upkeep = check_upkeep({**found.upkeep, **request.upkeep}) if says else None
         notebook = Notebook.decode(request.notebook) if request.notebook else None
         if notebook and len(asked) != 1:
             raise KeeperError("a notebook is behind one forward")
-        if request.upkeep.get("notify") and (reason := notices.why_not(request.environment)):
+        # The configuration counts for sessions without a desktop as well: there it is noted when it can't be told.
+        if (
+            request.upkeep.get("notify")
+            and not request.origin
+            and (reason := notices.why_not(request.environment))
+        ):
             raise HoldfastError(reason, "leave --notify out, or do that first")
         tunnel = await self._keeper.ask(
             lambda: self._keeper.want(

@@ -217,8 +217,9 @@ class Keeper:
 
     @staticmethod
     def _goes_elsewhere(request: Up, known: SavedTunnel) -> bool:
-        elsewhere = request.host not in (known.host, known.name)
-        return elsewhere or bool(request.options and request.options != known.options)
+        """Whether it isn't the tunnel of that name that is meant. The configuration says all of its options."""
+        says_options = bool(request.options or request.origin)
+        return request.host not in (known.host, known.name) or (says_options and request.options != known.options)
 
     def want(
         self,

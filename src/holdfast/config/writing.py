@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from holdfast.config import FORWARDS, KEYS, ConfigError, Described, Start, parse, usual
+from holdfast.config.reading import FORWARDS, KEYS, ConfigError, Described, Start, parse, usual
+from holdfast.config.spelling import duration, shown_mode
 from holdfast.control import ForwardStatus, TunnelStatus, Upkeep
 from holdfast.errors import HoldfastError
 from holdfast.forward import Address, Forward, Kind, parse_address
-from holdfast.spelling import duration, shown_mode
 
 _FLAGS = ("http", "switch", "notify")
 

@@ -11,14 +11,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from holdfast.config.spelling import parse_duration, parse_mode
 from holdfast.control import check_host, check_name, check_options, check_upkeep
 from holdfast.errors import UsageError
 from holdfast.forward import Address, Forward, Kind
 from holdfast.forward import parse as parse_forward
-from holdfast.spelling import parse_duration, parse_mode
 
 if TYPE_CHECKING:
-    from holdfast.toml_places import Keys
+    from holdfast.config.places import Keys
 
 # The keys of a tunnel's table, and of [defaults].
 KEYS = (
@@ -100,7 +100,7 @@ def parse(text: str, path: Path) -> list[Described]:
     reading = _Reading(path)
     tunnels = reading.document(_loaded(text, path))
     if reading.wrong:
-        from holdfast.toml_places import Places
+        from holdfast.config.places import Places
 
         places = Places(text)
         mistakes = [Mistake(places.line(keys, found), keys, told) for keys, told, found in reading.wrong]

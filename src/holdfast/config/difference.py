@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from holdfast.config import Described, Start, listeners
-from holdfast.config_writing import asked, written
+from holdfast.config.reading import Described, Start, listeners
+from holdfast.config.spelling import duration, shown_mode
+from holdfast.config.writing import asked, written
 from holdfast.control import ForwardStatus, TunnelStatus
 from holdfast.forward import Forward, Kind
-from holdfast.spelling import duration, shown_mode
 
 
 class Change(NamedTuple):

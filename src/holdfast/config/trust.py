@@ -14,7 +14,7 @@ from holdfast import paths
 from holdfast.errors import HoldfastError, UsageError
 
 if TYPE_CHECKING:
-    from holdfast.config import Described
+    from holdfast.config.reading import Described
 
 FILE = ".holdfast.toml"
 # Bytes of a file that somebody wrote by hand, and more.

@@ -1,0 +1,1 @@
+"""The configuration file: what it describes, and how it is changed."""
