@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import commands, idle, notebooks, recovery, report, requests, throughput
+from bench import commands, idle, notebooks, programs, recovery, report, requests, throughput
 from bench.report import Section
 from bench.rig import holdfast, rig
 
@@ -68,11 +68,17 @@ def _notebooks() -> list[Section]:
         return notebooks.measure(made, one)
 
 
+def _programs() -> list[Section]:
+    with rig() as made, holdfast(made, "a") as one:
+        return programs.measure(made, one, made.serve("pieces"))
+
+
 PARTS: dict[str, Callable[[], list[Section]]] = {
     "requests": _requests,
     "throughput": _throughput,
     "commands": _commands,
     "notebooks": _notebooks,
+    "programs": _programs,
     "idle": idle.measure_links,
 }
 RECOVERY = "recovery"
