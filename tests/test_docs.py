@@ -14,6 +14,7 @@ from typing import Any, get_args, get_type_hints
 import click
 import pytest
 from click.testing import CliRunner
+from tools.reference import commands, with_own_help
 
 from holdfast import __version__
 from holdfast.cli.main import COMMANDS
@@ -57,10 +58,13 @@ def blocks(document: Path, kinds: str = r"\w+") -> Iterator[str]:
         yield found[1]
 
 
+NAMES = {named.name for named in commands()}
+
+
 def shown_commands() -> Iterator[tuple[str, str]]:
     """Each document and command line of holdfast's in its code blocks, and in its text between backquotes.
 
-    In the text `holdfast up` is a name for it, with whatever host.
+    In the text a command's name alone stands for it, with whatever arguments, and `[--option]` may be left out.
     """
     for document in DOCUMENTS:
         name = str(document.relative_to(ROOT))
@@ -72,8 +76,8 @@ def shown_commands() -> Iterator[tuple[str, str]]:
             yield from ((name, found) for found in re.findall(r"\$\((holdfast [^)]*)\)", block))
         text = re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
         for found in re.findall(r"`(holdfast [^`]+)`", text):
-            if found[9:10].islower() or found[9:11] == "--":
-                yield name, re.sub(r" HOST\b|(?<=^holdfast up)$", " lab", found)
+            if (found[9:10].islower() or found[9:11] == "--") and found not in NAMES:
+                yield name, re.sub(r" HOST\b", " lab", re.sub(r"[][]", "", found))
 
 
 SHOWN = sorted(set(shown_commands()))
@@ -89,15 +93,6 @@ def resolve(words: list[str]) -> click.Context:
         assert found is not None
         command = found
     return command.make_context(command.name, words, parent, resilient_parsing=words == ["--version"])
-
-
-def commands() -> Iterator[str]:
-    """The words that name each command."""
-    for name in COMMANDS:
-        yield f"holdfast {name}"
-        command = program.get_command(click.Context(program, **program.context_settings), name)
-        if isinstance(command, click.Group):
-            yield from (f"holdfast {name} {inner}" for inner in command.commands)
 
 
 def section(document: str, title: str) -> str:
@@ -137,12 +132,21 @@ def test_a_wrong_command_would_be_noticed() -> None:
             resolve(wrong.split())
 
 
-@pytest.mark.parametrize("name", ["holdfast", *commands()])
+@pytest.mark.parametrize("name", [named.name for named in commands()])
 def test_the_help_in_the_reference_is_the_programs_own(name: str) -> None:
     words = [*name.split()[1:], "--help"]
     # 98: what click makes of a terminal with 100 columns.
     printed = CliRunner().invoke(program, words, prog_name="holdfast", terminal_width=98).output
     assert printed.rstrip() in section("docs/commands.md", name).replace("```", "")
+
+
+def test_a_help_in_the_reference_that_is_of_another_day_is_replaced_and_nothing_else() -> None:
+    page = with_own_help((ROOT / "docs/commands.md").read_text())
+    told = "Is the keeper until it is told to end"
+    assert page.count(told) == 1
+    assert with_own_help(page.replace(told, "Was another text")) == page
+    with pytest.raises(ValueError, match="holdfast up"):
+        with_own_help(page.replace("## holdfast up", "## holdfast get up"))
 
 
 def test_every_form_of_a_forward_in_the_readme_is_taken_and_listens_where_it_says() -> None:

@@ -31,6 +31,11 @@ def test_one_count_makes_no_rate_and_neither_does_a_connection_without_counters(
     assert rate_of((10.0, counted(None)), (11.0, counted(None))) is None
 
 
+def test_two_looks_at_the_same_time_are_one() -> None:
+    assert rate_of((10.0, counted(0)), (10.0, counted(100))) is None
+    assert rate_of((9.0, counted(0)), (10.0, counted(50)), (10.0, counted(100))) == Rate(100, 0)
+
+
 def test_what_happened_before_the_window_does_not_count() -> None:
     burst = [(0.0, counted(0)), (1.0, counted(9_000_000))]
     still = [(1.0 + second, counted(9_000_000)) for second in range(1, int(WINDOW) + 2)]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import inspect
 import logging
 import shlex
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -369,3 +372,28 @@ def test_a_forwarder_that_is_forgotten_is_closed(lab: Open, web: Web, caplog: py
     gc.collect()
     assert not is_open(port)
     assert any("you didn't call the .stop()" in message for message in caplog.messages)
+
+
+def test_a_program_that_forgets_to_stop_ends_at_once(
+    lab: Open, sshd: Sshd, web: Web, environment: Mapping[str, str]
+) -> None:
+    source = f"""
+from holdfast.sshtunnel import SSHTunnelForwarder
+server = SSHTunnelForwarder("lab", "{sshd.config}", remote_bind_address=("127.0.0.1", {web.port}))
+server.start()
+print(server.local_bind_port)
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", source], env=environment, capture_output=True, text=True, timeout=15, check=False
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    wait_for(lambda: not is_open(int(ran.stdout)), "its port to be closed")
+
+
+def test_what_sshtunnel_has_is_here_in_the_same_order() -> None:
+    original = pytest.importorskip("sshtunnel").SSHTunnelForwarder
+    there, here = (list(inspect.signature(each).parameters) for each in (original, SSHTunnelForwarder))
+    assert here[: len(there) - 2] == there[:-2]
+    assert {name for name in dir(original) if not name.startswith("_")} - set(dir(SSHTunnelForwarder)) == {
+        *("get_agent_keys", "get_keys", "read_private_key_file"),  # they give paramiko's objects
+    }

@@ -26,10 +26,11 @@ from holdfast.errors import Exit, HoldfastError
 from holdfast.ui import feed, showing, terminal
 from holdfast.ui.actions import Actions
 from holdfast.ui.app import Clock, TunnelScreen
+from holdfast.ui.background import Say
 from holdfast.ui.board import EVERY, Ends, Resting
 from holdfast.ui.details_pane import DetailsPane
 from holdfast.ui.dialogs import Help, Question
-from holdfast.ui.feed import AtRest, Feed, LogEnd, Say, Silent, Told
+from holdfast.ui.feed import AtRest, Feed, LogEnd, Silent, Told
 from holdfast.ui.log_screen import Growing, LogScreen
 from tests.conftest import Run, Web, get
 from tests.records import NOW, changes, forward, outage, tunnel
@@ -496,6 +497,19 @@ def test_a_key_that_takes_its_time_stops_nothing_not_even_quitting() -> None:
     play(app, scenario)
     assert time.monotonic() - began < 10
     go_on.set()
+
+
+def test_a_bug_in_a_thread_ends_the_screen_and_is_shown() -> None:
+    app = full_screen(actions=(actions := FakeActions()))
+    actions.error = ZeroDivisionError("a bug")
+
+    async def scenario(pilot: Pilot[None]) -> None:
+        await pilot.press("u")
+        await until(pilot, lambda: not app.is_running, "the screen to end", 5)
+
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        play(app, scenario)
+    assert app.return_code == 1
 
 
 def test_a_login_that_needs_a_person_is_offered_and_runs_in_the_terminal() -> None:

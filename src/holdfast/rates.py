@@ -49,6 +49,8 @@ class Traffic:
             counted = before.get(tunnel["name"], deque())
             if counted and not count.continues(counted[-1]):
                 counted.clear()
+            if counted and counted[-1].at >= at:
+                counted.pop()
             counted.append(count)
             while len(counted) > 2 and counted[1].at <= at - WINDOW:
                 counted.popleft()

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import time
 import warnings
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -188,6 +189,7 @@ class SSHTunnelForwarder:
             self.logger.warning(_NOT_STARTED)
             return
         self.logger.info("Closing all open connections...")
+        self._forgotten.detach()
         self._tunnel.close()
         self._tunnel = None
         self.tunnel_is_up = {}
@@ -309,6 +311,8 @@ class SSHTunnelForwarder:
         except HoldfastError as error:
             self._fail(BaseSSHTunnelForwarderError(error.message, error.hint), error)
             return
+        self._forgotten = weakref.finalize(self, _close_forgotten, self._tunnel, self.logger)
+        self._forgotten.atexit = False  # the lease ends with the program anyway
         for local, remote in zip(self.local_bind_addresses, self._remote_binds, strict=True):
             self.logger.info("Opening tunnel: %s <> %s", local, remote)
         self.tunnel_is_up = dict.fromkeys(self.local_bind_addresses, True)
@@ -347,11 +351,6 @@ class SSHTunnelForwarder:
         if self._tunnel is not None:
             self.stop(force=True)
 
-    def __del__(self) -> None:
-        if self._tunnel is not None:
-            self.logger.warning("It looks like you didn't call the .stop() of %r", self)
-            self.stop(force=True)
-
     def __repr__(self) -> str:
         forwards = ", ".join(map(str, self._forwards))
         return f"<SSHTunnelForwarder {self._host}: {forwards}, {'' if self.is_alive else 'not '}started>"
@@ -371,6 +370,12 @@ def open_tunnel(
     forwarder = SSHTunnelForwarder(*args, **kwargs)
     forwarder.skip_tunnel_checkup = skip_tunnel_checkup
     return forwarder
+
+
+def _close_forgotten(tunnel: leasing.Tunnel, logger: logging.Logger) -> None:
+    """For a forwarder that nobody has any more."""
+    logger.warning("It looks like you didn't call the .stop() of the forwarder over %r", tunnel)
+    tunnel.close()
 
 
 def _leading(places: Sequence[Place], patience: float) -> set[Place]:

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from holdfast.errors import Exit, HoldfastError, UsageError
+from holdfast.errors import HoldfastError, UsageError
 
 _THEMES = ("auto", "dark", "light", "terminal")
 
@@ -42,5 +42,4 @@ def ui(theme: str) -> int:
             "the screen needs Textual, which isn't installed",
             "pip install 'holdfast[ui]'; holdfast status --watch does without",
         ) from None
-    showing.show(theme)
-    return Exit.OK
+    return showing.show(theme)

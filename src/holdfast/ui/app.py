@@ -6,7 +6,6 @@ Nothing here waits: what could take time is done in threads, and comes back as a
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -21,8 +20,9 @@ from textual.widgets import Footer, Input, Static
 
 from holdfast import paths
 from holdfast.errors import Exit, HoldfastError
-from holdfast.ui import details
+from holdfast.ui import background, details
 from holdfast.ui.actions import Actions, failed_login
+from holdfast.ui.background import Crashed
 from holdfast.ui.board import RESTING, Board
 from holdfast.ui.details_pane import DetailsPane
 from holdfast.ui.dialogs import Help, Question
@@ -212,6 +212,9 @@ class TunnelScreen(App[None]):
             self._log_end = message.lines
             self._show_details()
 
+    def on_crashed(self, message: Crashed) -> None:
+        raise message.error
+
     def on_done(self, message: Done) -> None:
         self._notice(message.text)
 
@@ -372,7 +375,7 @@ class TunnelScreen(App[None]):
         self.push_screen(Question(text, what), lambda is_yes: act() if is_yes else None)
 
     def _do(self, name: str, action: Callable[[], str]) -> None:
-        """Has `action` done in a thread. A daemon: quitting doesn't wait for it."""
+        """Has `action` done beside the screen; quitting doesn't wait for it."""
 
         def work() -> None:
             try:
@@ -382,7 +385,7 @@ class TunnelScreen(App[None]):
             except TimeoutError:
                 self._tell(Failed(name, HoldfastError(f"{name} takes long", "it goes on; the list tells how")))
 
-        threading.Thread(target=work, daemon=True).start()
+        background.start(work, self._tell)
 
     # Logins that need a person
 

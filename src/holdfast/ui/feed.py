@@ -1,7 +1,6 @@
 """Tells the screen what is new: what the keeper says, what could be brought up, the end of a log. From threads.
 
-They are daemons, so that nobody has to wait for a keeper, or a disk, in order to quit. What is told is a message;
-the screen is never touched from here.
+What is told is a message; the screen is never touched from here.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 from textual.message import Message
@@ -17,6 +15,8 @@ from textual.message import Message
 from holdfast import client, paths
 from holdfast.control import Changes
 from holdfast.errors import HoldfastError, KeeperError
+from holdfast.ui import background
+from holdfast.ui.background import Say
 from holdfast.ui.board import Ends, Resting
 
 # Seconds between looks for a keeper, at files, and of the keeper's counters.
@@ -24,8 +24,6 @@ LOOK = 1.0
 # Bytes of a log that are read from its end, and lines of it that the pane has.
 TAIL = 4096
 TAIL_LINES = 20
-
-Say = Callable[[Message], object]
 
 
 class Told(Message):
@@ -77,7 +75,7 @@ class Feed:
     def start(self, say: Say) -> None:
         self._say = say
         for work in (self._follow, self._read_files):
-            threading.Thread(target=work, daemon=True).start()
+            background.start(work, say)
 
     def stop(self) -> None:
         self._stopped.set()

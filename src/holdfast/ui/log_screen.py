@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
+from textual.message import Message
 from textual.screen import Screen
 from textual.widgets import Footer, Log, Static
+
+from holdfast.ui import background
 
 # Lines that are kept on the screen, bytes of a log that are read at first, seconds between looks.
 MOST_LINES = 5000
@@ -47,6 +50,14 @@ class Growing:
         return [line.decode(errors="replace") for line in lines]
 
 
+class More(Message):
+    """Lines that came."""
+
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__()
+        self.lines = lines
+
+
 class LogScreen(Screen[None]):
     """The end is followed for as long as it is in view."""
 
@@ -75,25 +86,27 @@ class LogScreen(Screen[None]):
 
     def on_mount(self) -> None:
         self.query_one(Log).focus()
-        threading.Thread(target=self._read, args=(self.app.call_later,), daemon=True).start()
+        background.start(self._read, self._tell)
 
     def on_unmount(self) -> None:
         self._ended.set()
 
-    def _read(self, later: Callable[..., object]) -> None:
+    def _tell(self, message: Message) -> None:
+        """Takes a message from any thread; none once the screen has gone."""
+        with contextlib.suppress(RuntimeError):
+            self.post_message(message)
+
+    def _read(self) -> None:
         """In a thread: the disk may be slow."""
-        is_first = True
         while not self._ended.is_set():
             lines = self._growing.more()
-            if lines or is_first:
-                later(self._show, lines or ["nothing has been written yet"])
-            is_first = False
+            if lines:
+                self._tell(More(lines))
             self._ended.wait(LOOK)
 
-    def _show(self, lines: list[str]) -> None:
-        if self.is_attached:
-            log = self.query_one(Log)
-            log.write_lines(lines, scroll_end=log.is_vertical_scroll_end)
+    def on_more(self, message: More) -> None:
+        log = self.query_one(Log)
+        log.write_lines(message.lines, scroll_end=log.is_vertical_scroll_end)
 
     def action_scroll(self, lines: int) -> None:
         self.query_one(Log).scroll_relative(y=lines, animate=False)

@@ -6,17 +6,20 @@ import os
 
 from rich.console import Console
 
+from holdfast.errors import Exit
 from holdfast.ui import terminal
 from holdfast.ui.actions import Actions
 from holdfast.ui.app import TunnelScreen
 from holdfast.ui.feed import Feed
 
 
-def show(theme: str) -> None:
+def show(theme: str) -> Exit:
     """Until the person quits. `theme` is auto, dark, light or terminal."""
     actions = Actions(os.environ)  # Textual takes NO_COLOR away
     without_colour = bool(os.environ.get("NO_COLOR"))
-    TunnelScreen(Feed(), actions, theme=chosen(theme), without_colour=without_colour).run()
+    screen = TunnelScreen(Feed(), actions, theme=chosen(theme), without_colour=without_colour)
+    screen.run()
+    return Exit.BUG if screen.return_code else Exit.OK  # what was wrong has been shown
 
 
 def chosen(theme: str) -> str:
