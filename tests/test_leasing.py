@@ -175,8 +175,9 @@ def test_another_tunnel_of_that_name_does_not_stand_in_a_programs_way(
     lab: Open, holdfast: Run, sshd: Sshd, web: Web
 ) -> None:
     holdfast("up", "-F", str(sshd.config), "-o", "Compression=yes", "lab", f"{free_port()}:{web.port}")
-    with lab(web.port) as t:
-        assert t.name == "lab-2"
+    with lab(web.port) as t, lab(web.port) as same:
+        assert t.name == same.name == "lab-2"
+        assert t.port == same.port
         assert get(t.port) == b"hello"
 
 
@@ -272,6 +273,47 @@ def test_what_is_no_forward_is_refused_before_anything_is_started(wrong: int | s
 def test_a_service_that_is_not_there_yet_fails_nothing(lab: Open) -> None:
     with lab(f"{free_port()}:{free_port()}") as t:
         assert t.state == "no service"
+
+
+def test_a_port_that_would_lead_to_itself_is_not_used(lab: Open, holdfast: Run, sshd: Sshd) -> None:
+    nobody = free_port()
+    with lab(nobody) as t:
+        assert t.port != nobody
+        assert t.state == "no service"
+    up = holdfast("up", "-F", str(sshd.config), "lab", str(nobody))
+    assert up.returncode == 1
+    assert f"lab is this machine, where localhost:{nobody} would lead to itself" in up.stderr
+
+
+def test_a_program_does_not_get_what_only_another_one_has_asked_for(lab: Open, web: Web) -> None:
+    with lab(web.port, name="mine"), pytest.raises(HoldfastError, match="mine.*not"):
+        api.tunnel("mine", web.port, timeout=5)
+
+
+def test_what_is_left_open_at_the_programs_end_does_not_hold_it_up(
+    holdfast: Run, sshd: Sshd, web: Web, environment: Mapping[str, str]
+) -> None:
+    source = (
+        "import holdfast\n"
+        "def opened():\n"
+        f"    with holdfast.tunnel('lab', {web.port}, options=('-F', {str(sshd.config)!r})) as t:\n"
+        "        yield t\n"
+        "it = opened()\nnext(it)\n"
+    )
+    subprocess.run([sys.executable, "-c", source], env=environment, check=True, timeout=15)
+
+
+def test_a_configured_tunnel_is_what_the_file_says(
+    lab: Open, sshd: Sshd, web: Web, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = home / "config.toml"
+    file.write_text(f'[tunnels.db]\nhost = "lab"\nforwards = ["0:{web.port}"]\nssh = ["-F", "{sshd.config}"]\n')
+    monkeypatch.setenv("HOLDFAST_CONFIG", str(file))
+    with api.tunnel("db") as t:
+        assert (t.name, get(t.port)) == ("db", b"hello")
+    file.write_text("[tunnels.db]\nnope = 1\n")
+    with pytest.raises(UsageError, match="nope"):
+        api.tunnel("db")
 
 
 def test_what_speaks_no_http_has_no_url(lab: Open) -> None:

@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +24,45 @@ from tests.network import Namespace, Network, why_not
 from tests.sshd import Sshd
 
 DOCUMENTS = Path(__file__).resolve().parent.parent / "docs"
-PAGES = ("index.md", "tutorial.md", "database.md", "tensorboard.md", "jump-host.md", "one-time-codes.md")
+PAGES = (
+    "index.md",
+    "tutorial.md",
+    "database.md",
+    "tensorboard.md",
+    "jump-host.md",
+    "one-time-codes.md",
+    "coming-from.md",
+)
+# Blocks of the how-tos that show a moment which nobody has by doing them in order, by their page and their heading or
+# first line; and the tests that bring it about.
+ELSEWHERE = {
+    ("config.md", "The configuration file"): "its hosts are made up: test_choosing.py, test_cli_config.py",
+    ("config.md", "Mistakes"): "the file with the mistakes isn't shown: test_config.py",
+    ("config.md", "Changing it"): "an editor has the terminal: test_cli_config.py, test_apply.py",
+    ("config.md", "A project's file"): "the file isn't shown: test_trust.py, test_choosing.py",
+    ("service.md", "Start at login"): "it would change the systemd of who runs the tests: test_service.py",
+    ("service.md", "What survives"): "the same: test_service.py",
+    ("machines.md", "Waiting for a tunnel"): "test_waiting.py",
+    ("machines.md", "What happens, as it happens"): "it goes on until Ctrl-C: test_events.py",
+    ("machines.md", "A prompt"): "of tunnels that aren't shown: test_status.py",
+    ("machines.md", "A screen that redraws itself"): "it goes on until Ctrl-C: test_watching.py",
+    ("machines.md", "Prometheus"): "it goes on until Ctrl-C: test_metrics.py",
+    ("notebooks.md", "Notebooks"): "of a server that runs already: test_jupyter.py",
+    ("notebooks.md", "Several servers"): "the same: test_jupyter.py",
+    ("notebooks.md", "Starting one"): "of environments that are made up: test_jupyter.py, test_launch.py",
+    ("notebooks.md", "Safe on a shared host"): "of several accounts: test_shared_host.py, test_audit.py",
+    (
+        "notebooks.md",
+        "When the server restarts, moves or goes",
+    ): "in an outage: test_jupyter.py, test_notebooks.py",
+    ("notebooks.md", "Stopping"): "of a busy kernel: test_jupyter.py",
+    ("notebooks.md", "Editors and consoles"): "of a running kernel: test_kernels.py, test_jupyter.py",
+    ("coming-from.md", "$ crontab -l | holdfast import autossh"): "of this machine's crontab: test_importing.py",
+    ("coming-from.md", "boring"): "boring's file isn't shown: test_importing.py",
+    ("coming-from.md", "ssh-channels-hub"): "its file isn't shown: test_importing.py",
+    ("coming-from.md", "LocalForward lines"): "ssh looks for its file in the account's home: test_importing.py",
+    ("coming-from.md", "ssh -fNT and ControlMaster"): "the start-up file isn't shown as one: test_importing.py",
+}
 # What listens on the loopback of `lab`, which is also `gpu`. On `bastion` nothing does.
 SERVICES = (8888, 6006, 5432, 8787)
 # Seconds that a command may take.
@@ -36,7 +74,7 @@ VARYING = (
     (r"; \d+ connections? waited, \d+ of them let through", ""),
     (r"\b[0-9a-f]{48}\b", "TOKEN"),
     (r"/holdfast-\w{8}\b", "/holdfast-*"),
-    (r"(?<![\d.])\d+\.\d+\.\d+(?![\d.])", "VERSION"),
+    (r"(?<![\d.])\d+\.\d+\.\d+(?![\d.])|(?<=OpenSSH_)[\w.]+", "VERSION"),
     (r'(?<="master_pid": )\d+', "PID"),
     (r"(?<=localhost:)[1-6]\d{4}\b", "PORT"),
     (r"\b[\d.]+ (?:ms|s)\b", "SECONDS"),
@@ -52,19 +90,45 @@ class Step(NamedTuple):
     code: int = 0
 
 
-def steps(text: str) -> Iterator[Step]:
-    """What a page has its reader do, without the blocks that say `not run`.
+class Block(NamedTuple):
+    """A terminal that a page shows, the heading above it, and the comment before it."""
 
-    A comment stands before its block: `<!-- not run: WHY -->`, or `<!-- ends with 4 -->` for its last command.
-    """
-    for block in re.finditer(r"(?:^<!-- (.+?) -->\n\n)?^```console\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
-        mark, found = block[1] or "", list(_commands(block[2]))
-        if re.fullmatch(r"not run: \w.+", mark):
-            continue
-        code = re.fullmatch(r"ends with (\d+)", mark)
-        assert code or not mark, f"<!-- {mark} -->"
-        yield from found[:-1]
-        yield found[-1]._replace(code=int(code[1]) if code else 0)
+    heading: str
+    mark: str
+    text: str
+
+    @property
+    def names(self) -> set[str]:
+        return {self.heading, self.text.splitlines()[0]}
+
+    @property
+    def is_run(self) -> bool:
+        """A comment that says otherwise has to say why: `<!-- not run: WHY -->`."""
+        return re.fullmatch(r"not run: \w.+", self.mark) is None
+
+    @property
+    def code(self) -> int:
+        """How its last command ends: `<!-- ends with 4 -->`."""
+        code = re.fullmatch(r"ends with (\d+)", self.mark)
+        assert code or not self.mark, f"<!-- {self.mark} -->"
+        return int(code[1]) if code else 0
+
+
+def blocks(page: str) -> Iterator[Block]:
+    """The terminals of a page."""
+    for found in re.finditer(r"(?:^<!-- (.+?) -->\n\n)?^```console\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        above = re.sub(r"^```.*?^```$", "", page[: found.start()], flags=re.MULTILINE | re.DOTALL)
+        heading = re.findall(r"^#+ (.+)$", above, re.MULTILINE)[-1:]
+        yield Block(heading[0] if heading else "", found[1] or "", found[2])
+
+
+def steps(page: str, elsewhere: Collection[str] = ()) -> Iterator[Step]:
+    """What a page has its reader do, but for the blocks that `elsewhere` names."""
+    for block in blocks(page):
+        if block.is_run and block.names.isdisjoint(elsewhere):
+            *first, last = _commands(block.text)
+            yield from first
+            yield last._replace(code=block.code)
 
 
 def _commands(block: str) -> Iterator[Step]:
@@ -74,14 +138,15 @@ def _commands(block: str) -> Iterator[Step]:
 
 
 def differs(shown: Sequence[str], printed: Sequence[str]) -> bool:
-    """Whether a page's reader would be surprised. A line that ends in `...` may go on, the last one for long."""
-    if shown and shown[-1].endswith("..."):
-        printed = printed[: len(shown)]
-    pairs = list(zip(shown, printed, strict=False))
-    return len(shown) != len(printed) or not all(
-        printed.startswith(shown.removesuffix("...")) if shown.endswith("...") else shown == printed
-        for shown, printed in pairs
-    )
+    """Whether a page's reader would be surprised. `...` stands for any lines, and at the end of one for its rest."""
+
+    def pattern(line: str) -> str:
+        if line == "...":
+            return r"(?:.*\n)*"
+        rest = ".*" if line.endswith("...") else ""
+        return f"{re.escape(line.removesuffix('...'))}{rest}\n"
+
+    return re.fullmatch("".join(map(pattern, shown)), "".join(f"{line}\n" for line in printed)) is None
 
 
 def shape(text: str) -> list[str]:
@@ -96,6 +161,7 @@ class Reader:
 
     def __init__(self, network: Network, home: Path) -> None:
         self.network = network
+        self.home = home
         self._names = {
             str(home): "/home/ann",
             str(NEWEST): "/home/ann/work/.venv",
@@ -103,7 +169,10 @@ class Reader:
         }
 
     def do(self, step: Step) -> None:
-        done = self.network.run("bash", "-c", f"exec 2>&1; {step.command}", timeout=PATIENCE)
+        """Runs the command, and compares. A page that shows a file with `cat` has had its reader write it."""
+        if (file := re.fullmatch(r"cat ([\w.]+)", step.command)) and not (self.home / file[1]).exists():
+            (self.home / file[1]).write_text("\n".join([*step.shown, ""]))
+        done = self.network.run("bash", "-c", f"cd; exec 2>&1; {step.command}", timeout=PATIENCE)
         printed = done.stdout
         for real, shown in self._names.items():
             printed = printed.replace(real, shown)
@@ -209,8 +278,31 @@ def _furnish(home: Path, ssh_config: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_what_a_page_has_its_reader_do_goes_as_it_shows(page: str, reader: Reader) -> None:
-    for step in steps((DOCUMENTS / page).read_text()):
+    elsewhere = {heading for name, heading in ELSEWHERE if name == page}
+    for step in steps((DOCUMENTS / page).read_text(), elsewhere):
         reader.do(step)
+
+
+def test_each_block_of_the_how_tos_is_run_here_or_elsewhere() -> None:
+    how_tos = {*PAGES, *(name for name, _ in ELSEWHERE)}
+    shown = [(name, block) for name in how_tos for block in blocks((DOCUMENTS / name).read_text())]
+    for name, block in shown:
+        told = {(name, one) for one in block.names} & set(ELSEWHERE)
+        assert told or name in PAGES, (name, block)
+    assert set(ELSEWHERE) <= {(name, one) for name, block in shown for one in block.names}, (
+        "there is no such block"
+    )
+    for reason in ELSEWHERE.values():
+        (*_, tests) = reason.rpartition(": ")
+        assert all((Path(__file__).parent / test).exists() for test in tests.split(", ")), reason
+
+
+def test_no_how_to_is_left_out() -> None:
+    (how_to,) = re.findall(r"  - How to:\n((?:      - .+\n)+)", (DOCUMENTS.parent / "mkdocs.yml").read_text())
+    with_blocks = {
+        name for name in re.findall(r": (\S+\.md)", how_to) if list(blocks((DOCUMENTS / name).read_text()))
+    }
+    assert with_blocks <= {*PAGES, *(name for name, _ in ELSEWHERE)}
 
 
 def test_what_is_not_run_says_why_and_nothing_else_is_left_out() -> None:
@@ -230,8 +322,11 @@ def test_what_is_not_run_says_why_and_nothing_else_is_left_out() -> None:
         ("http://localhost:38215", "http://localhost:10003", False),
         ("one", "one\ntwo", True),
         ("one\ntwo", "one", True),
-        ("ok ...", "ok this\nok that", False),
+        ("ok ...", "ok this", False),
+        ("ok ...", "ok this\nok that", True),
         ("ok ...", "wrong this", True),
+        ("one\n...\nfour", "one\ntwo\nthree\nfour", False),
+        ("...\nfour", "one\nfive", True),
     ],
 )
 def test_another_output_than_the_one_shown_is_noticed(shown: str, printed: str, is_surprising: bool) -> None:

@@ -15,6 +15,14 @@ want() {
     command -v "$1" >/dev/null 2>&1 || wanted="$wanted $2"
 }
 for shell in zsh fish ksh mksh tcsh; do want $shell $shell; done
+if ! ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1; then
+    want postgres postgresql
+    [ "$(id -u)" != 0 ] || { # without a database of its own on port 5432
+        mkdir -p /etc/postgresql-common/createcluster.d
+        echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.d/holdfast.conf
+    }
+fi
+want systemd-analyze systemd
 want ip iproute2
 want dbus-daemon dbus-daemon
 command -v chromium-browser >/dev/null 2>&1 || command -v google-chrome >/dev/null 2>&1 || want chromium chromium

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import os
 import queue
+import sys
 import threading
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
@@ -170,6 +171,9 @@ class Tunnel:
             if self._closing.is_set() or os.getpid() != self._process:  # a child has no part in it
                 return
             self._closing.set()
+        if sys.is_finalizing():  # its thread doesn't run any more, and the lease ends with the program anyway
+            self._connection.hang_up()
+            return
         with contextlib.suppress(KeeperError, OSError):
             self._connection.send(Release())
             self._released.wait(_CLOSING)

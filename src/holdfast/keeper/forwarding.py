@@ -105,6 +105,13 @@ class OpenForward:
         self.listening.clear()
         self.master = None
 
+    def listen_on(self, port: int) -> None:
+        """Is to listen on another port here. Nobody knows of the one before yet, and no master listens on it."""
+        self.forward = self.forward._replace(listen=self.forward.listen._replace(port=port))
+        if self.guard is not None:
+            self.guard.close()
+            self.guard.forward = self.forward
+
     def move(self) -> None:
         """Leads to where its notebook server has moved. No master may be listening for it."""
         if self.moves_to is not None:

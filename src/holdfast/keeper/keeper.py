@@ -197,10 +197,7 @@ class Keeper:
         name = request.name or (request.host if self._known(request.host) else default_name(request.host))
         known = self._known(name)
         if request.lease and not request.name and known and self._goes_elsewhere(request, known):
-            name = next(
-                f"{name}-{number}" for number in itertools.count(2) if f"{name}-{number}" not in self.tunnels
-            )
-            known = None
+            return self._find_beside(request, name)
         if known is None:
             check_name(name)
             host, options = self._far_end(request.host, request.options)
@@ -215,10 +212,27 @@ class Keeper:
             return known._replace(host=request.host, options=request.options, forwards=())
         return known
 
-    @staticmethod
-    def _goes_elsewhere(request: Up, known: SavedTunnel) -> bool:
-        """Whether it isn't the tunnel of that name that is meant. The configuration says all of its options."""
-        says_options = bool(request.options or request.origin)
+    def _find_beside(self, request: Up, name: str) -> SavedTunnel:
+        """A program's tunnel where that of its host's name is another one: what it had, or a new one."""
+        for number in itertools.count(2):
+            beside = self.tunnels.get(f"{name}-{number}")
+            if beside is None:
+                break
+            known = saved_tunnel(beside, wanted=True)
+            if not self._goes_elsewhere(request, known):
+                return known
+        return SavedTunnel(
+            f"{name}-{number}", request.host, request.options, request.environment, True, forwards=()
+        )
+
+    def _goes_elsewhere(self, request: Up, known: SavedTunnel) -> bool:
+        """Whether it isn't the tunnel of that name that is meant.
+
+        The configuration says all of its options; and a program doesn't get what only another one has asked for.
+        """
+        up = self.tunnels.get(known.name)
+        is_anothers = request.lease and up is not None and not up.is_kept
+        says_options = bool(request.options or request.origin or is_anothers)
         return request.host not in (known.host, known.name) or (says_options and request.options != known.options)
 
     def want(

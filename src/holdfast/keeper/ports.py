@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from holdfast.errors import MasterError
 from holdfast.forward import Kind
-from holdfast.keeper import far_sockets, forwarding, journal
+from holdfast.keeper import far_sockets, forwarding, journal, processes
 from holdfast.keeper.forwarding import OpenForward, Withheld
 from holdfast.keeper.guard import MODE
 from holdfast.keeper.states import ForwardState
@@ -152,12 +152,15 @@ class Ports:
         after_loss = self._is_young() and attempt.known is None
         host, path = self._link.host, forward.forward.listen.path
         if await forwarding.leads_to_itself(master, forward):
-            forward.found(
-                ForwardState.REFUSED,
-                f"{host} is this machine, where {forward.forward.listen} would lead to itself",
-                f"use another port here: 0:{forward.forward.target}",
-            )
-            return
+            if forward.asked.listen.port:
+                forward.found(
+                    ForwardState.REFUSED,
+                    f"{host} is this machine, where {forward.forward.listen} would lead to itself",
+                    f"use another port here: 0:{forward.forward.target}",
+                )
+                return
+            forward.listen_on(processes.free_port(forward.forward.listeners))
+            await forwarding.hold(forward)
         await forwarding.open_forward(master, forward, host, after_loss=after_loss)
         if forward.forward.kind is not Kind.REMOTE or not path:
             return
