@@ -33,8 +33,8 @@ PAGES = (
     "one-time-codes.md",
     "coming-from.md",
 )
-# Blocks of the how-tos that show a moment which nobody has by doing them in order, by their page and their heading or
-# first line; and the tests that bring it about.
+# Blocks of the how-tos that show a moment which nobody has by doing them in order, by their page and their heading
+# (or first line); and the tests that bring it about.
 ELSEWHERE = {
     ("config.md", "The configuration file"): "its hosts are made up: test_choosing.py, test_cli_config.py",
     ("config.md", "Mistakes"): "the file with the mistakes isn't shown: test_config.py",
@@ -138,7 +138,7 @@ def _commands(block: str) -> Iterator[Step]:
 
 
 def differs(shown: Sequence[str], printed: Sequence[str]) -> bool:
-    """Whether a page's reader would be surprised. `...` stands for any lines, and at the end of one for its rest."""
+    """Whether a page's reader would be surprised. `...` stands for any lines, at the end of one for its rest."""
 
     def pattern(line: str) -> str:
         if line == "...":
