@@ -380,3 +380,8 @@ def test_an_ip_address_is_loopback_as_the_standard_library_says(
 )
 def test_a_forward_is_shown_as(text: str, kind: Kind, shown: str) -> None:
     assert str(parse(text, kind)) == shown
+
+
+@pytest.mark.parametrize("path", ["/run/postgresql/.s.PGSQL.5432", "/run/mysqld/mysqld.sock", "/run/redis.sock"])
+def test_a_databases_socket_has_no_url(path: str) -> None:
+    assert parse(f"8888:{path}").url is None

@@ -75,7 +75,7 @@ VARYING = (
     (r"\b[0-9a-f]{48}\b", "TOKEN"),
     (r"/holdfast-\w{8}\b", "/holdfast-*"),
     (r"(?<![\d.])\d+\.\d+\.\d+(?![\d.])|(?<=OpenSSH_)[\w.]+", "VERSION"),
-    (r'(?<="master_pid": )\d+', "PID"),
+    (r'(?<=master_pid": )\d+', "PID"),
     (r"(?<=localhost:)[1-6]\d{4}\b", "PORT"),
     (r"\b[\d.]+ (?:ms|s)\b", "SECONDS"),
     (r" +", " "),

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from rich.color import Color
+from textual import events
 from textual.pilot import Pilot
 from textual.widgets import Input, Log, Static
 
@@ -394,6 +395,18 @@ def test_a_filter_leaves_what_has_its_words_and_escape_shows_all_again() -> None
     play(app, scenario)
 
 
+def test_what_is_typed_at_once_behind_the_slash_is_all_for_the_filter() -> None:
+    app = full_screen(actions=(actions := FakeActions()))
+
+    async def scenario(pilot: Pilot[None]) -> None:
+        for key, character in (("slash", "/"), ("d", "d"), ("u", "u"), ("g", "g")):
+            app.post_message(events.Key(key, character))
+        await until(pilot, lambda: app.query_one(Input).value == "dug", "the words", 5)
+        assert (actions.asked, len(app.screen_stack)) == ([], 1)
+
+    play(app, scenario)
+
+
 @pytest.mark.parametrize(
     ("key", "answer", "what"), [("d", "y", "down"), ("r", "enter", "restart"), ("d", "n", ""), ("r", "escape", "")]
 )
@@ -479,7 +492,7 @@ def test_what_went_wrong_is_shown_with_its_hint(error: Exception, shown: str) ->
         await pilot.press("u")
         await until(pilot, lambda: notices(app), "the error", 5)
         (notice,) = app._notifications
-        assert (notice.message, notice.severity) == (shown, "error")
+        assert (notice.message, notice.severity, notice.markup) == (shown, "error", False)
 
     play(app, scenario)
 
@@ -524,6 +537,18 @@ def test_a_login_that_needs_a_person_is_offered_and_runs_in_the_terminal() -> No
         await pilot.press("y")
         await pilot.pause()
         assert actions.asked == [("login", "tokens")]
+
+    play(app, scenario)
+
+
+def test_a_login_is_not_offered_over_something_else() -> None:
+    app = full_screen()
+
+    async def scenario(pilot: Pilot[None]) -> None:
+        await pilot.press("end", "k", "u", "question_mark")
+        app.post_message(Told(changes(tunnel("gpu-box", state="needs login")), is_first=False))
+        await pilot.pause()
+        assert isinstance(app.screen, Help)
 
     play(app, scenario)
 
@@ -621,8 +646,8 @@ def test_a_log_that_is_put_aside_is_gone_on_with_in_the_new_one(tmp_path: Path) 
         file.write("o\n")
     assert (growing.more(), growing.more()) == (["two"], [])
     log.rename(tmp_path / "lab.log.1")
-    log.write_text("three\n")
-    assert growing.more() == ["three"]
+    log.write_text("three, and longer\n")
+    assert growing.more() == ["three, and longer"]
 
 
 # What could be brought up, and the end of a log

@@ -23,6 +23,8 @@ if ! ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1; then
     }
 fi
 want systemd-analyze systemd
+want curl curl
+want groff groff-base
 want ip iproute2
 want dbus-daemon dbus-daemon
 command -v chromium-browser >/dev/null 2>&1 || command -v google-chrome >/dev/null 2>&1 || want chromium chromium

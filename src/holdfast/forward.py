@@ -23,6 +23,8 @@ NOT_HTTP = frozenset(
     {21, 22, 23, 25, 110, 143, 389, 465, 587, 636, 993, 995, 1433, 1521, 2049, 3306, 3389, 5432, 5433}
     | {5672, 5900, 5901, 6379, 9042, 11211, 27017}
 )
+# The same by the names of their Unix sockets.
+NOT_HTTP_SOCKETS = (".s.PGSQL.", "mysql", "mongodb", "redis")
 HTTPS = frozenset({443, 8443})
 
 EXAMPLES = "8888, 9999:8888, 5432:db:5432, 8888:/run/user/1000/jupyter.sock or [::1]:8888:localhost:8888"
@@ -90,7 +92,7 @@ class Forward(NamedTuple):
         if self.kind is not Kind.LOCAL or self.listen.path or not self.listen.port:
             return None
         service = self.target.port if self.target else 0
-        if service in NOT_HTTP:
+        if service in NOT_HTTP or (self.target and any(name in self.target.path for name in NOT_HTTP_SOCKETS)):
             return None
         host = "localhost" if self.listen.host in _ANY else self.listen.host
         scheme = "https" if service in HTTPS else "http"
