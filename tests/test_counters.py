@@ -12,9 +12,20 @@ import pytest
 
 from holdfast.forward import Address
 from holdfast.keeper import counters
+from holdfast.keeper.counters import Connection
 from tests.sshd import wait_for
 
 pytestmark = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="this system has no /proc/net")
+
+
+def known() -> list[Connection]:
+    found = counters.tcp_connections()
+    assert found is not None
+    return found
+
+
+def traffic(inode: int) -> counters.Traffic | None:
+    return next(end.traffic for end in known() if end.inode == inode)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
@@ -24,12 +35,12 @@ def test_open_connections_are_counted_where_they_were_taken(host: str) -> None:
         listen = Address(host, port)
 
         def count() -> int:
-            return counters.connections_of([listen], counters.tcp_connections({port}), Counter(), "~")
+            return counters.connections_of([listen], known(), Counter(), "~")
 
         assert count() == 0
         with socket.create_connection((host, port)), socket.create_connection((host, port)):
             assert count() == 2
-        assert counters.connections_of([Address("*", port)], counters.tcp_connections({port}), Counter(), "") in (
+        assert counters.connections_of([Address("*", port)], known(), Counter(), "") in (
             0,
             2,
         )
@@ -39,7 +50,7 @@ def test_a_listener_on_every_address_has_the_connections_to_each() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         with socket.create_connection(("127.0.0.1", port)):
-            found = counters.tcp_connections({port})
+            found = known()
             assert counters.connections_of([Address("*", port)], found, Counter(), "~") == 1
             assert counters.connections_of([Address("127.0.0.2", port)], found, Counter(), "~") == 0
 
@@ -47,18 +58,16 @@ def test_a_listener_on_every_address_has_the_connections_to_each() -> None:
 def test_a_connection_that_has_ended_is_remembered_with_its_age() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         listen = Address("127.0.0.1", server.getsockname()[1])
-        assert counters.last_use([listen], counters.tcp_connections({listen.port})) is None
+        assert counters.last_use([listen], known()) is None
         client = socket.create_connection((listen.host, listen.port))
         taken, _ = server.accept()
-        assert counters.last_use([listen], counters.tcp_connections({listen.port})) == 0.0
+        assert counters.last_use([listen], known()) == 0.0
         client.close()
         taken.close()
-    ago = counters.last_use([listen], counters.tcp_connections({listen.port}))
+    ago = counters.last_use([listen], known())
     assert ago is not None
     assert 0 <= ago < 20
-    wait_for(
-        lambda: (counters.last_use([listen], counters.tcp_connections({listen.port})) or 0) > ago, "it to grow old"
-    )
+    wait_for(lambda: (counters.last_use([listen], known()) or 0) > ago, "it to grow old")
 
 
 def test_connections_to_unix_sockets_are_counted_by_path(tmp_path: Path) -> None:
@@ -92,7 +101,7 @@ def test_the_bytes_of_a_connection_are_those_that_went_over_it(host: str) -> Non
             wait_for(lambda: len(taken.recv(1000, socket.MSG_PEEK)) == 1000, "the bytes")
             inode = os.fstat(client.fileno()).st_ino
             # The kernel counts the client's SYN as a byte.
-            wait_for(lambda: counters.traffic()[inode] == (1001, 300), "them to be acknowledged")
+            wait_for(lambda: traffic(inode) == (1001, 300), "them to be acknowledged")
 
 
 def test_the_connection_that_a_process_opened_first_is_its_own() -> None:

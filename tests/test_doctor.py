@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from tests.conftest import Run
+from tests.sshd import free_port
 
 
 def fake_ssh(home: Path, says: str) -> str:
@@ -48,7 +49,7 @@ def test_without_ssh_up_says_what_to_install(holdfast: Run, home: Path) -> None:
 
 
 def test_the_keeper_and_its_version_are_told(holdfast: Run, home: Path) -> None:
-    holdfast("up", "nowhere.invalid", "--no-wait")
+    holdfast("up", "nowhere.invalid", str(free_port()), "--no-wait")
     assert "the keeper runs" in holdfast("doctor").stdout
     (home / "new").mkdir()
     (home / "new" / "sitecustomize.py").write_text(

@@ -137,7 +137,7 @@ def test_a_restart_during_a_login_leaves_one_master(
 def test_a_login_in_a_terminal_is_the_only_one(
     typed: Typed, holdfast: Run, sshd: Sshd, web: Web, secret_key: None
 ) -> None:
-    holdfast("up", "nowhere.invalid", "--no-wait")  # the keeper runs already
+    holdfast("up", "nowhere.invalid", str(free_port()), "--no-wait")  # the keeper runs already
     terminal = typed("up", "-F", str(sshd.config), "lab", f"{free_port()}:{web.port}")
     terminal.expect("Enter passphrase")
     terminal.sendline("secret")

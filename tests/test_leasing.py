@@ -286,7 +286,7 @@ def test_a_port_that_would_lead_to_itself_is_not_used(lab: Open, holdfast: Run, 
 
 
 def test_a_program_does_not_get_what_only_another_one_has_asked_for(lab: Open, web: Web) -> None:
-    with lab(web.port, name="mine"), pytest.raises(HoldfastError, match="mine.*not"):
+    with lab(web.port, name="mine"), pytest.raises(HoldfastError, match=r"mine.*not"):
         api.tunnel("mine", web.port, timeout=5)
 
 

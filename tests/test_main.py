@@ -11,6 +11,7 @@ import pytest
 
 from holdfast.cli.main import COMMANDS
 from tests.conftest import Run
+from tests.sshd import free_port
 
 
 def test_every_subcommand_explains_itself(holdfast: Run) -> None:
@@ -31,7 +32,7 @@ def test_version_is_printed(holdfast: Run) -> None:
 def test_status_loads_neither_asyncio_nor_subprocess_nor_psutil(
     environment: Mapping[str, str], holdfast: Run
 ) -> None:
-    holdfast("up", "nowhere.invalid", "--no-wait")
+    holdfast("up", "nowhere.invalid", str(free_port()), "--no-wait")
     costly = {"asyncio", "subprocess", "psutil", "rich", "textual", "holdfast.keeper"}
     code = (
         "import sys; from holdfast.cli.main import main; main(['status', '--json']);"
@@ -80,7 +81,7 @@ def test_a_folder_named_holdfast_where_the_user_is_is_not_imported(
     (tmp_path / "holdfast" / "__init__.py").write_text("raise SystemExit('imported from the current folder')")
     script = Path(sys.executable).with_name("holdfast")
     result = subprocess.run(
-        [str(script), "up", "nowhere.invalid", "--no-wait"],
+        [str(script), "up", "nowhere.invalid", str(free_port()), "--no-wait"],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
@@ -101,12 +102,12 @@ def test_an_unknown_tunnel_is_named_in_the_error(holdfast: Run, words: tuple[str
 
 
 def test_a_misspelt_tunnel_is_guessed(holdfast: Run) -> None:
-    holdfast("up", "nowhere.invalid", "--no-wait")
+    holdfast("up", "nowhere.invalid", str(free_port()), "--no-wait")
     assert "did you mean nowhere.invalid" in holdfast("status", "nowhere.inavlid").stderr
 
 
 def test_status_of_a_tunnel_that_is_down_says_so(holdfast: Run) -> None:
-    holdfast("up", "nowhere.invalid", "--no-wait")
+    holdfast("up", "nowhere.invalid", str(free_port()), "--no-wait")
     holdfast("down", "nowhere.invalid")
     result = holdfast("status", "nowhere.invalid")
     assert result.returncode == 3

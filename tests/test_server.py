@@ -90,7 +90,7 @@ def test_a_second_keeper_says_that_one_is_running(keeper: object, environment: M
 
 
 def test_fifty_commands_at_once_start_one_keeper(holdfast: Run, home: Path) -> None:
-    holdfast("up", "nowhere.invalid", "--no-wait")
+    holdfast("up", "nowhere.invalid", str(free_port()), "--no-wait")
     holdfast("keeper", "stop")
     with concurrent.futures.ThreadPoolExecutor(50) as pool:
         results = list(pool.map(lambda _: holdfast("status", "nowhere.invalid"), range(50)))
@@ -148,7 +148,7 @@ def test_a_newer_command_replaces_an_older_keeper_and_the_tunnels_live_on(
 
 def test_an_older_command_gets_on_with_a_newer_keeper(holdfast: Run, home: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import holdfast.version\nholdfast.version.__version__ = '99.0'\n")
-    holdfast("up", "nowhere.invalid", "--no-wait", PYTHONPATH=str(tmp_path))
+    holdfast("up", "nowhere.invalid", str(free_port()), "--no-wait", PYTHONPATH=str(tmp_path))
     (newer,) = _keepers(home)
     assert holdfast("status").returncode == 3
     assert _keepers(home) == [newer]
@@ -161,7 +161,7 @@ def test_a_keeper_of_another_protocol_is_refused_with_the_way_out(
         "import holdfast.version\nholdfast.version.__version__ = '99.0'\n"
         "import holdfast.control\nholdfast.control.PROTOCOL = 99\n"
     )
-    holdfast("up", "nowhere.invalid", "--no-wait", PYTHONPATH=str(tmp_path))
+    holdfast("up", "nowhere.invalid", str(free_port()), "--no-wait", PYTHONPATH=str(tmp_path))
     result = holdfast("status")
     assert result.returncode == 1
     assert "the keeper is holdfast 99.0" in result.stderr
@@ -182,7 +182,7 @@ def test_a_directory_of_somebody_else_is_not_used(holdfast: Run, home: Path) -> 
 def test_a_socket_of_another_user_is_told_nothing_and_obeyed_in_nothing(holdfast: Run, home: Path) -> None:
     if os.getuid() != 0 or not Path("/usr/bin/python3").exists():
         pytest.skip("needs root, to be another user, and a Python that others may run")
-    holdfast("up", "nowhere.invalid", "--no-wait")
+    holdfast("up", "nowhere.invalid", str(free_port()), "--no-wait")
     holdfast("keeper", "stop")
     home.chmod(0o777)
     theirs, marker = home / "theirs.sock", home / "obeyed"
@@ -208,7 +208,7 @@ def test_a_socket_of_another_user_is_told_nothing_and_obeyed_in_nothing(holdfast
 
 
 def test_two_state_directories_do_not_share_a_runtime_directory(holdfast: Run, home: Path) -> None:
-    holdfast("up", "nowhere.invalid", "--no-wait")
+    holdfast("up", "nowhere.invalid", str(free_port()), "--no-wait")
     other = holdfast("up", "elsewhere.invalid", "--no-wait", HOLDFAST_STATE_DIR=str(home / "state2"))
     assert other.returncode == 1
     assert "another HOLDFAST_STATE_DIR" in other.stderr

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Run
+from tests.sshd import free_port
 
 BIN = Path(sys.executable).parent
 
@@ -50,7 +51,7 @@ def test_the_completion_is_printed_for_each_shell(holdfast: Run, name: str) -> N
 
 
 def test_tab_offers_commands_tunnels_and_hosts(holdfast: Run, home: Path) -> None:
-    holdfast("up", "nowhere.invalid", "--no-wait")
+    holdfast("up", "nowhere.invalid", str(free_port()), "--no-wait")
     (home / ".ssh").mkdir()
     (home / ".ssh" / "config").write_text("Host lab gate*\n")
 

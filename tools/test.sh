@@ -1,13 +1,13 @@
 #!/bin/sh
 # All tests, in three groups beside each other: nearly all of their time is waiting, for outages to pass and for
 # programs to start. They are to take equally long. What no group names is in the last, shown as it goes on.
-# Then come the others, and in the end the last line of each. Whatever takes port 8888 here is among the notebooks.
+# Then come the others, and in the end the last line of each. Whatever holds port 8888 is among the notebooks.
 set -u
 cd "$(dirname "$0")/.."
 outages="tests/test_healing.py tests/test_soak.py tests/test_notebook_healing.py tests/test_keeper.py
     tests/test_server.py tests/test_ports.py tests/test_heartbeat.py tests/test_network.py"
 notebooks="tests/test_notebook_page.py tests/test_shared_host.py tests/test_jupyter.py tests/test_notebook.py
-    tests/test_demo.py tests/test_main.py tests/test_shell.py"
+    tests/test_demo.py"
 
 said=$(mktemp -d)
 trap 'rm -rf "$said"' EXIT

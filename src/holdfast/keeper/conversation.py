@@ -107,6 +107,10 @@ class Conversation:
         request = await self._hear()
         if request is None:
             return
+        if isinstance(request, Up | Run | Down | Restart | Status) and not (
+            isinstance(request, Up) and request.lease
+        ):
+            self._keeper.notice = ""  # a person is told now; who only looks on isn't one
         answering = asyncio.create_task(self._answer_or_say_why(request))
         listening = asyncio.create_task(self._listen())
         try:
@@ -400,7 +404,7 @@ class Conversation:
             )
 
     def _greet(self) -> None:
-        notice, self._keeper.notice = self._keeper.notice, ""
+        notice = self._keeper.notice
         greeting = Greeting(holdfast=__version__, protocol=PROTOCOL, pid=os.getpid(), notice=notice)
         self._writer.write(encode(greeting))
 

@@ -1,7 +1,7 @@
-"""What the system has counted: connections at a port, and the bytes of a master's own connection.
+"""What the kernel has counted: connections at a port, and the bytes of a master's own connection.
 
-Nothing of ours is in the path of a byte, so nothing of ours could count. Linux tells everybody of connections in
-/proc/net, and of the bytes of each (TCP_INFO) by sock_diag(7). Elsewhere nothing is counted.
+Nothing of ours is in the path of a byte, so nothing of ours could count. Linux tells everybody of all connections,
+with the bytes of each (TCP_INFO), by sock_diag(7). /proc/net/tcp has most of that, and takes ten times as long.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ import psutil
 
 from holdfast.forward import Address
 
-# linux/tcp_states.h
+# linux/tcp_states.h; as bits: all connections, no listeners
 _ESTABLISHED, _TIME_WAIT, _LISTEN = 1, 6, 10
+_CONNECTIONS = 0xFFF & ~(1 << _LISTEN)
 # Seconds for which the kernel remembers a connection that has ended (TCP_TIMEWAIT_LEN).
 MEMORY = 60.0
 # linux/netlink.h, linux/sock_diag.h, linux/inet_diag.h
@@ -30,9 +31,10 @@ _NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY = 4, 20
 _NLM_F_REQUEST_DUMP, _NLMSG_ERROR, _NLMSG_DONE = 0x301, 2, 3
 _INET_DIAG_INFO = 2
 _MESSAGE, _ATTRIBUTE = struct.Struct("=IHHII"), struct.Struct("=HH")
-# Of a struct inet_diag_msg: where its inode is, and its size. Of a struct tcp_info: tcpi_bytes_acked and
-# tcpi_bytes_received, since Linux 4.1.
-_INODE_AT, _DIAG_SIZE = 68, 72
+# struct inet_diag_msg: family, state, timer, retransmissions; ports and addresses, in network order; interface,
+# cookie; expires in milliseconds, queues, uid, inode.
+_CONNECTION = struct.Struct("=BBxx2s2s16s16s12xI8x4xI")
+# Of a struct tcp_info: tcpi_bytes_acked and tcpi_bytes_received, since Linux 4.1.
 _BYTES, _BYTES_AT = struct.Struct("=QQ"), 120
 
 
@@ -50,42 +52,81 @@ class Connection(NamedTuple):
     remote: Address
     is_open: bool
     ended: float
+    inode: int
+    traffic: Traffic | None
 
 
-def tcp_connections(ports: Collection[int]) -> list[Connection]:
-    """All with one of these ports at either end, those that have just ended too.
-
-    Empty where the system doesn't tell.
-    """
+def tcp_connections() -> list[Connection] | None:
+    """All on this machine, those that have just ended too. None where the system doesn't tell."""
+    if sys.platform != "linux":
+        return None
     found = []
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        with contextlib.suppress(OSError):
-            found += list(_connections_in(Path(table).read_text(), {f"{port:04X}" for port in ports}))
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as asked:
+            asked.settimeout(1.0)
+            for family in (socket.AF_INET, socket.AF_INET6):
+                asked.send(_request(family))
+                found += [_connection(message) for message in _answers(asked)]
+    except OSError:
+        return None
     return found
 
 
-def _connections_in(table: str, ports: set[str]) -> Iterator[Connection]:
-    """What /proc/net/tcp (proc(5)) says. Its timer of an ended connection runs for what is left of MEMORY."""
-    hertz = 100  # USER_HZ, in which the kernel tells times
-    for line in table.splitlines()[1:]:
-        _, local, remote, state, _, timer, *_ = line.split()
-        number = int(state, 16)
-        if number == _LISTEN or not {local[-4:], remote[-4:]} & ports:
-            continue
-        is_over = number == _TIME_WAIT
-        left = int(timer.partition(":")[2], 16) / hertz if is_over else 0.0
-        ended = max(0.0, MEMORY - left) if is_over else 0.0
-        yield Connection(_address(local), _address(remote), number == _ESTABLISHED, ended)
+def _request(family: int) -> bytes:
+    """A struct inet_diag_req_v2 that asks for all connections, with their TCP_INFO."""
+    body = struct.pack("=BBBBI", family, socket.IPPROTO_TCP, 1 << (_INET_DIAG_INFO - 1), 0, _CONNECTIONS)
+    body += bytes(48)  # a struct inet_diag_sockid of nobody
+    return _MESSAGE.pack(_MESSAGE.size + len(body), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST_DUMP, 1, 0) + body
 
 
-def _address(text: str) -> Address:
-    digits, _, port = text.partition(":")
-    words = [bytes.fromhex(digits[start : start + 8])[::-1] for start in range(0, len(digits), 8)]
-    raw = b"".join(words if sys.byteorder == "little" else [word[::-1] for word in words])
-    if len(raw) == 4:
-        return Address(socket.inet_ntoa(raw), int(port, 16))
+def _answers(asked: socket.socket) -> Iterator[bytes]:
+    """Raises OSError where the kernel can't tell."""
+    while True:
+        data = memoryview(asked.recv(1 << 18))
+        while data:
+            length, kind, *_ = _MESSAGE.unpack_from(data)
+            if kind == _NLMSG_ERROR:
+                raise OSError("the kernel does not answer sock_diag")
+            if kind == _NLMSG_DONE:
+                return
+            yield bytes(data[_MESSAGE.size : length])
+            data = data[_aligned(length) :]
+
+
+def _connection(message: bytes) -> Connection:
+    family, state, *ports_and_addresses, expires, inode = _CONNECTION.unpack_from(message)
+    local_port, remote_port, local, remote = ports_and_addresses
+    is_over = state == _TIME_WAIT  # its timer runs for what is left of MEMORY
+    return Connection(
+        _address(family, local, local_port),
+        _address(family, remote, remote_port),
+        state == _ESTABLISHED,
+        max(0.0, MEMORY - expires / 1000) if is_over else 0.0,
+        inode,
+        _traffic(message),
+    )
+
+
+def _address(family: int, raw: bytes, port: bytes) -> Address:
+    number = int.from_bytes(port, "big")
+    if family == socket.AF_INET:
+        return Address(socket.inet_ntoa(raw[:4]), number)
     address = IPv6Address(raw)
-    return Address(str(address.ipv4_mapped or address), int(port, 16))
+    return Address(str(address.ipv4_mapped or address), number)
+
+
+def _traffic(message: bytes) -> Traffic | None:
+    at = _CONNECTION.size
+    while at + _ATTRIBUTE.size <= len(message):
+        length, kind = _ATTRIBUTE.unpack_from(message, at)
+        if kind == _INET_DIAG_INFO and length >= _ATTRIBUTE.size + _BYTES_AT + _BYTES.size:
+            return Traffic(*_BYTES.unpack_from(message, at + _ATTRIBUTE.size + _BYTES_AT))
+        at += max(_ATTRIBUTE.size, _aligned(length))
+    return None
+
+
+def _aligned(length: int) -> int:
+    return (length + 3) & ~3
 
 
 def unix_connections() -> Counter[str]:
@@ -140,53 +181,3 @@ def own_connection(pid: int, *, is_direct: bool) -> int | None:
     except (psutil.Error, OSError):
         pass
     return None
-
-
-def traffic() -> dict[int, Traffic]:
-    """The traffic of each open TCP connection here, by its inode; empty where the system doesn't tell."""
-    if sys.platform != "linux":
-        return {}
-    counted: dict[int, Traffic] = {}
-    with (
-        contextlib.suppress(OSError),
-        socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as asked,
-    ):
-        asked.settimeout(1.0)
-        for family in (socket.AF_INET, socket.AF_INET6):
-            asked.send(_request(family))
-            for message in _answers(asked):
-                counted |= _counted(message)
-    return counted
-
-
-def _request(family: int) -> bytes:
-    """A struct inet_diag_req_v2 that asks for the TCP_INFO of all connections that are open."""
-    body = struct.pack("=BBBBI", family, socket.IPPROTO_TCP, 1 << (_INET_DIAG_INFO - 1), 0, 1 << _ESTABLISHED)
-    body += bytes(48)  # a struct inet_diag_sockid of nobody
-    return _MESSAGE.pack(_MESSAGE.size + len(body), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST_DUMP, 1, 0) + body
-
-
-def _answers(asked: socket.socket) -> Iterator[bytes]:
-    while True:
-        data = memoryview(asked.recv(1 << 18))
-        while data:
-            length, kind, *_ = _MESSAGE.unpack_from(data)
-            if kind in (_NLMSG_DONE, _NLMSG_ERROR):
-                return
-            yield bytes(data[_MESSAGE.size : length])
-            data = data[_aligned(length) :]
-
-
-def _counted(message: bytes) -> dict[int, Traffic]:
-    (inode,) = struct.unpack_from("=I", message, _INODE_AT)
-    at = _DIAG_SIZE
-    while at + _ATTRIBUTE.size <= len(message):
-        length, kind = _ATTRIBUTE.unpack_from(message, at)
-        if kind == _INET_DIAG_INFO and length >= _ATTRIBUTE.size + _BYTES_AT + _BYTES.size:
-            return {inode: Traffic(*_BYTES.unpack_from(message, at + _ATTRIBUTE.size + _BYTES_AT))}
-        at += max(_ATTRIBUTE.size, _aligned(length))
-    return {}
-
-
-def _aligned(length: int) -> int:
-    return (length + 3) & ~3

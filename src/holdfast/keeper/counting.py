@@ -7,21 +7,28 @@ from collections.abc import Collection
 
 from holdfast.forward import Kind
 from holdfast.keeper import counters, guard
+from holdfast.keeper.counters import Connection
 from holdfast.keeper.link import Link
 
 
 def count(links: Collection[Link]) -> None:
     """Notes the connections at each forward that listens here, and the traffic of each link's connection."""
+    found = counters.tcp_connections()
+    if found is None:
+        return
     forwards = [own for link in links for own in link.forwards if own.forward.kind is not Kind.REMOTE]
-    listens = [end for own in forwards for end in own.forward.listeners]
-    found = counters.tcp_connections({end.port for end in listens})
-    unix = counters.unix_connections() if any(end.path for end in listens) else Counter()
+    has_paths = any(own.forward.listen.path for own in forwards)
+    unix = counters.unix_connections() if has_paths else Counter()
+    by_port: dict[int, list[Connection]] = {}
+    for connection in found:
+        by_port.setdefault(connection.local.port, []).append(connection)
     for own in forwards:
-        own.connections = counters.connections_of(own.forward.listeners, found, unix, guard.BESIDE)
-    traffic = counters.traffic()
+        there = by_port.get(own.forward.listen.port, [])
+        own.connections = counters.connections_of(own.forward.listeners, there, unix, guard.BESIDE)
+    traffic = {connection.inode: connection.traffic for connection in found}
     for link in links:
         attempt = link.serving
-        if attempt is not None and attempt.master is not None and traffic:
+        if attempt is not None and attempt.master is not None:
             if attempt.own_connection is None:
                 attempt.own_connection = counters.own_connection(attempt.master.pid, is_direct=attempt.is_direct)
             attempt.traffic = traffic.get(attempt.own_connection or 0)

@@ -159,6 +159,7 @@ class Guard:
         self._copies: dict[Address, socket.socket] = {}
         self._held: list[_Held] = []
         self._paused = False
+        self._is_closed = False
 
     @property
     def holds(self) -> tuple[Address, ...]:
@@ -172,6 +173,7 @@ class Guard:
 
     def take(self, listen: Address, *, from_master: bool) -> bool:
         """Listens on `listen`. Whether that could be had; `from_master`: a master is letting it go just now."""
+        self._is_closed = False
         if listen in self._listeners:
             return True
         listener = self._copies.pop(listen, None)
@@ -207,6 +209,7 @@ class Guard:
 
     def close(self) -> None:
         """Gives everything up, and hangs up on whoever waits."""
+        self._is_closed = True
         for listen in self.holds:
             self.let_go(listen)
             if listen.path:
@@ -266,7 +269,10 @@ class Guard:
             control.close()
         except MasterError:
             control.close()
-            self._keep(held)
+            if self._is_closed:
+                held.connection.close()
+            else:
+                self._keep(held)
             raise
         except BaseException:
             control.close()

@@ -38,4 +38,18 @@ def copy_of(pid: int, listen: Address) -> socket.socket | None:
         copied = ctypes.CDLL(None, use_errno=True).syscall(_PIDFD_GETFD, process, found[0], 0)
     finally:
         os.close(process)
-    return socket.socket(fileno=copied) if copied >= 0 else None
+    return _if_it_listens(socket.socket(fileno=copied), listen) if copied >= 0 else None
+
+
+def _if_it_listens(copy: socket.socket, listen: Address) -> socket.socket | None:
+    """`copy`, unless the process has let the listener go meanwhile and its number is another socket's."""
+    try:
+        if copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) and copy.getsockname()[:2] == (
+            listen.host,
+            listen.port,
+        ):
+            return copy
+    except OSError:
+        pass
+    copy.close()
+    return None

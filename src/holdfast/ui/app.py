@@ -22,7 +22,7 @@ from holdfast import paths
 from holdfast.errors import Exit, HoldfastError
 from holdfast.ui import background, details
 from holdfast.ui.actions import Actions, failed_login
-from holdfast.ui.background import Crashed
+from holdfast.ui.background import Crashed, Done, Failed
 from holdfast.ui.board import RESTING, Board
 from holdfast.ui.details_pane import DetailsPane
 from holdfast.ui.dialogs import Help, Question
@@ -58,23 +58,6 @@ class Clock(NamedTuple):
 
     now: Callable[[], datetime] = lambda: datetime.now().astimezone()
     seconds: Callable[[], float] = time.monotonic
-
-
-class Done(Message):
-    """What was asked for has been done."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.text = text
-
-
-class Failed(Message):
-    """What was asked for could not be done, for the tunnel `name`."""
-
-    def __init__(self, name: str, error: HoldfastError) -> None:
-        super().__init__()
-        self.name = name
-        self.error = error
 
 
 class Words(Input):
@@ -375,17 +358,7 @@ class TunnelScreen(App[None]):
         self.push_screen(Question(text, what), lambda is_yes: act() if is_yes else None)
 
     def _do(self, name: str, action: Callable[[], str]) -> None:
-        """Has `action` done beside the screen; quitting doesn't wait for it."""
-
-        def work() -> None:
-            try:
-                self._tell(Done(action()))
-            except HoldfastError as error:
-                self._tell(Failed(name, error))
-            except TimeoutError:
-                self._tell(Failed(name, HoldfastError(f"{name} takes long", "it goes on; the list tells how")))
-
-        background.start(work, self._tell)
+        background.do(name, action, self._tell)
 
     # Logins that need a person
 
