@@ -220,6 +220,41 @@ def test_remote_and_dynamic_forwards_work(holdfast: Run, sshd: Sshd, web: Web) -
     assert dynamic["state"] == "up"
 
 
+def test_a_socks_proxy_over_there_reaches_what_this_machine_reaches(holdfast: Run, sshd: Sshd, web: Web) -> None:
+    up = holdfast("up", "-F", str(sshd.config), "lab", "-R", "0", "--json")
+    (reverse,) = tunnel(up)["forwards"]
+    assert (reverse["target"], reverse["state"]) == (None, "up")
+    with socket.create_connection(("127.0.0.1", int(reverse["listen"].rpartition(":")[2])), 10) as client:
+        client.sendall(b"\x05\x01\x00")
+        assert client.recv(2) == b"\x05\x00"
+        client.sendall(b"\x05\x01\x00\x01" + socket.inet_aton("127.0.0.1") + web.port.to_bytes(2, "big"))
+        assert client.recv(10)[:2] == b"\x05\x00"
+        client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        assert b"200" in client.recv(100)
+
+
+def test_a_tunnel_listens_on_each_address_that_it_was_given(holdfast: Run, sshd: Sshd, web: Web) -> None:
+    ends = [f"127.0.0.2:{free_port()}", f"[::1]:{free_port()}"]
+    up = holdfast("up", "-F", str(sshd.config), "lab", *(f"{end}:127.0.0.1:{web.port}" for end in ends), "--json")
+    assert [forward["listen"] for forward in tunnel(up)["forwards"]] == ends
+    for end in ends:
+        host, _, port = end.rpartition(":")
+        assert get(int(port), host=host.strip("[]")) == b"hello"
+
+
+def test_a_remote_forward_that_others_can_reach_needs_expose(holdfast: Run, sshd: Sshd) -> None:
+    refused = holdfast("up", "-F", str(sshd.config), "lab", "-R", "*:0:127.0.0.1:1")
+    assert refused.returncode == 2
+    assert "*:0 over there can be reached by other machines, and so can what is behind it" in refused.stderr
+    assert "--expose" in refused.stderr
+    sshd.stop()
+    sshd.start("GatewayPorts clientspecified")
+    allowed = holdfast("up", "-F", str(sshd.config), "lab", "-R", "*:0:127.0.0.1:1", "--expose")
+    assert allowed.returncode == 0, allowed.stderr
+    assert tunnel(holdfast("status", "--json"))["forwards"][0]["exposed"]
+    assert "other machines can reach" in holdfast("status").stdout
+
+
 def test_a_forward_that_the_server_forbids_is_refused_in_plain_words(holdfast: Run, sshd: Sshd, web: Web) -> None:
     sshd.stop()
     sshd.start("AllowTcpForwarding no")
