@@ -220,6 +220,18 @@ def test_remote_and_dynamic_forwards_work(holdfast: Run, sshd: Sshd, web: Web) -
     assert dynamic["state"] == "up"
 
 
+def test_a_tunnel_of_the_configuration_goes_to_its_host_and_not_to_a_tunnel_of_that_name(
+    holdfast: Run, sshd: Sshd, web: Web, home: Path
+) -> None:
+    holdfast("up", "-F", str(sshd.config), "-o", "Compression=yes", "lab", f"{free_port()}:{web.port}")
+    holdfast("down", "lab")
+    file = home / "config.toml"
+    file.write_text(f'[tunnels.b]\nhost = "lab"\nforwards = ["0:{web.port}"]\nssh = ["-F", "{sshd.config}"]\n')
+    up = tunnel(holdfast("up", "b", "--json", HOLDFAST_CONFIG=str(file)))
+    assert up["options"] == ["-F", str(sshd.config)]
+    assert "nothing to change" in holdfast("apply", HOLDFAST_CONFIG=str(file)).stdout
+
+
 def test_a_socks_proxy_over_there_reaches_what_this_machine_reaches(holdfast: Run, sshd: Sshd, web: Web) -> None:
     up = holdfast("up", "-F", str(sshd.config), "lab", "-R", "0", "--json")
     (reverse,) = tunnel(up)["forwards"]

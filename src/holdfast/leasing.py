@@ -359,6 +359,7 @@ def _as_configured(request: Up) -> Up:
         forwards=request.forwards or tuple(map(encode_forward, described.forwards)),
         expose=request.expose or described.expose,
         upkeep=described.whole_upkeep,
+        origin=described.origin,
     )
 
 

@@ -200,7 +200,9 @@ class Keeper:
             return self._find_beside(request, name)
         if known is None:
             check_name(name)
-            host, options = self._far_end(request.host, request.options)
+            host, options = request.host, request.options
+            if not request.origin:  # the configuration means its hosts, never a tunnel of that name
+                host, options = self._far_end(host, options)
             return SavedTunnel(name, host, options, request.environment, True, forwards=())
         if self._goes_elsewhere(request, known):
             if name in self.tunnels:
