@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from holdfast.cli.apply import _handing_over
 from holdfast.config.difference import Change, difference, first_additions
 from holdfast.config.reading import Described, parse
 from holdfast.control import NotebookStatus, TunnelStatus
@@ -87,6 +88,17 @@ def test_a_notebooks_forward_and_one_that_a_program_holds_are_let_be() -> None:
     assert plan(TEXT.replace('["8888", "5432:db:5432"]', '["7000"]'), runs) == ["~ lab: + 7000"]
 
 
+def test_a_tunnel_that_only_a_program_holds_is_not_up_for_the_file() -> None:
+    by_hand, ours = running("lab", config=None) + running("hand", config=None), running("lab", "gpu")
+    for tunnel in (*by_hand, *ours):
+        for forward in tunnel["forwards"]:
+            forward["kept"] = False
+    found = difference(parse(TEXT, PATH), by_hand, str(PATH))
+    assert ([str(change) for change in found.changes], found.alone) == (plan(TEXT, []), [])
+    assert plan(TEXT, ours) == plan(TEXT, [])
+    assert plan("", ours) == []
+
+
 def change_to(forwards: str) -> Change:
     text = TEXT.replace('["8888", "5432:db:5432"]', forwards)
     (change,) = difference(parse(text, PATH), running("lab", "gpu"), str(PATH)).changes
@@ -100,3 +112,9 @@ def test_where_all_forwards_are_others_those_that_can_stand_beside_the_old_ones_
 
 def test_where_a_forward_stays_nothing_has_to_come_first() -> None:
     assert first_additions(change_to('["8888", "6006"]')) == ()
+
+
+def test_what_is_left_alone_is_told_with_how_it_becomes_the_files_if_that_describes_it() -> None:
+    described = parse(TEXT, PATH)
+    assert _handing_over(["other", "lab"], described) == "; holdfast up lab makes it the file's"
+    assert _handing_over(["other"], described) == ""

@@ -15,7 +15,9 @@ import pytest
 from holdfast.cli import completing, configured
 from holdfast.cli.main import main
 from holdfast.config import file as config_file
+from holdfast.control import TunnelStatus
 from holdfast.errors import HoldfastError
+from tests import records
 from tests.conftest import Run, Web, get, is_open, tunnel
 from tests.sshd import Sshd, free_port, wait_for
 
@@ -64,6 +66,11 @@ def editor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *texts: str) -> None
     monkeypatch.delenv("VISUAL", raising=False)
 
 
+def edited(tmp_path: Path) -> list[Path]:
+    """What `config edit` has kept."""
+    return list((tmp_path / "state").glob("edited-*/config.toml"))
+
+
 def test_the_file_is_where_the_environment_says(file: Path, said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
     assert said("config", "path")[1] == f"{file}\n"
     monkeypatch.setenv("XDG_CONFIG_HOME", "/x")
@@ -78,7 +85,7 @@ def test_the_file_is_where_the_environment_says(file: Path, said: Said, monkeypa
 
 def test_check_counts_tunnels_or_tells_every_mistake_on_a_line_of_its_own(file: Path, said: Said) -> None:
     file.write_text("[tunnels.lab]\n[tunnels.gpu]\n")
-    assert said("config", "check") == (0, "config.toml: 2 tunnels, no mistakes\n", "")
+    assert said("config", "check") == (0, "config.toml: 2 tunnels, no mistakes: lab, gpu\n", "")
     other = file.with_name("other.toml")
     other.write_text("[tunnels.lab]\nhots = 'x'\nhold = 0\n")
     code, out, err = said("config", "check", str(other))
@@ -113,7 +120,8 @@ def test_add_writes_what_up_with_these_words_would_bring_up(file: Path, said: Sa
         '[tunnels.gpu]\nhost = "ann@lab"\nforwards = ["8888"]\ndynamic = ["1080"]\ngroups = ["work"]\n'
         'start = "login"\nhold = 9\nmode = "0660"\nssh = ["-J", "bastion"]\n'
     )
-    assert said("config", "add", *words.split()) == (0, f"wrote to {file}:\n\n{table}", "")
+    up = "holdfast: bring it up: holdfast up gpu\n"
+    assert said("config", "add", *words.split()) == (0, f"wrote to {file}:\n\n{table}", up)
     assert file.read_text() == table
     assert file.stat().st_mode & 0o777 == 0o600
 
@@ -146,6 +154,12 @@ def test_add_refuses_what_would_be_a_mistake_and_changes_nothing(file: Path, sai
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
+@pytest.mark.parametrize("time", ["300", "300s", "5m"])
+def test_a_time_is_taken_with_its_unit_or_in_seconds(file: Path, said: Said, time: str) -> None:
+    assert said("config", "add", "lab", "--hold-for", time)[0] == 0
+    assert 'hold_for = "5m"' in file.read_text()
+
+
 def test_edit_puts_in_place_what_is_right(
     file: Path, said: Said, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -153,6 +167,7 @@ def test_edit_puts_in_place_what_is_right(
     assert said("config", "edit")[:2] == (0, f"{file}: 1 tunnel; what runs is changed by holdfast apply\n")
     assert file.read_text() == "[tunnels.lab]\n"
     assert said("config", "edit")[:2] == (0, f"{file} is as it was\n")
+    assert edited(tmp_path) == []
 
 
 def test_edit_leaves_the_file_and_keeps_what_was_written_when_that_has_mistakes(
@@ -161,12 +176,15 @@ def test_edit_leaves_the_file_and_keeps_what_was_written_when_that_has_mistakes(
     file.write_text("[tunnels.lab]\n")
     editor(monkeypatch, tmp_path, "[tunnels.lab")
     code, _, err = said("config", "edit")
-    kept = tmp_path / "state" / "edited-config.toml"
+    (kept,) = edited(tmp_path)
     assert code == 2
     assert "config.toml:1: this is not TOML" in err
     assert f"what you wrote is kept: {kept}" in err
     assert file.read_text() == "[tunnels.lab]\n"
     assert kept.read_text() == "[tunnels.lab"
+    editor(monkeypatch, tmp_path, "[tunnels.gpu")
+    assert said("config", "edit")[0] == 2
+    assert sorted(one.read_text() for one in edited(tmp_path)) == ["[tunnels.gpu", "[tunnels.lab"]
 
 
 def test_edit_keeps_what_was_written_when_the_file_was_changed_meanwhile(
@@ -179,18 +197,48 @@ def test_edit_keeps_what_was_written_when_the_file_was_changed_meanwhile(
     assert code == 1
     assert "was changed meanwhile" in err
     assert file.read_text() == "[tunnels.theirs]"
-    assert (tmp_path / "state" / "edited-config.toml").read_text() == "[tunnels.mine]\n"
+    assert [kept.read_text() for kept in edited(tmp_path)] == ["[tunnels.mine]\n"]
 
 
-@pytest.mark.parametrize("name", ["false", "/no/such/editor", "'"])
+def test_edit_keeps_what_was_written_when_it_cannot_be_put_in_place(
+    file: Path, said: Said, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    editor(monkeypatch, tmp_path, "[tunnels.mine]\n")
+    with (tmp_path / "editor.py").open("a") as script:
+        script.write(f"pathlib.Path({str(file)!r}).mkdir()\n")
+    code, _, err = said("config", "edit")
+    (kept,) = edited(tmp_path)
+    assert (code, kept.read_text()) == (1, "[tunnels.mine]\n")
+    assert f"what you wrote is kept: {kept}" in err
+
+
+def test_ctrl_c_in_the_editor_is_the_editors(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "editor.py").write_text(
+        "import pathlib, signal, sys\n"
+        "signal.signal(signal.SIGINT, lambda *_: print('not now'))\n"
+        "pathlib.Path(sys.argv[1]).write_text(input('table? '))\n"
+    )
+    monkeypatch.setenv("VISUAL", f"{sys.executable} {tmp_path / 'editor.py'}")
+    child = pexpect.spawn(sys.executable, ["-m", "holdfast", "config", "edit"], timeout=20)
+    child.expect_exact("table? ")
+    child.sendintr()
+    child.expect_exact("not now")
+    child.sendline("[tunnels.lab]")
+    child.expect("1 tunnel")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert (child.exitstatus, file.read_text()) == (0, "[tunnels.lab]")
+
+
+@pytest.mark.parametrize("name", ["false", "/no/such/editor", "'", "rm"])
 def test_an_editor_that_fails_changes_nothing(
-    file: Path, said: Said, monkeypatch: pytest.MonkeyPatch, name: str
+    file: Path, said: Said, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
     monkeypatch.setenv("VISUAL", name)
     code, _, err = said("config", "edit")
     assert code == 1
-    assert name in err
-    assert not file.exists()
+    assert (name if name != "rm" else "the editor left no file") in err
+    assert (file.exists(), edited(tmp_path)) == (False, [])
 
 
 def test_edit_in_a_terminal_offers_to_go_on(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,6 +264,17 @@ def test_a_link_to_a_file_elsewhere_stays_one_and_permissions_stay(file: Path, s
     assert (dotfiles / "holdfast.toml").read_text() == "# kept in git\n\n[tunnels.lab]\n"
     assert (dotfiles / "holdfast.toml").stat().st_mode & 0o777 == 0o640
     assert len(list(dotfiles.iterdir())) == 1
+
+
+@pytest.mark.parametrize("words", [("add", "lab"), ("edit",)])
+def test_a_link_that_leads_nowhere_yet_is_followed(
+    file: Path, said: Said, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    editor(monkeypatch, tmp_path, "[tunnels.lab]\n")
+    file.symlink_to(tmp_path / "dotfiles" / "holdfast.toml")
+    assert said("config", *words)[0] == 0
+    assert (tmp_path / "dotfiles" / "holdfast.toml").read_text() == "[tunnels.lab]\n"
+    assert file.is_symlink()
 
 
 def test_whoever_reads_while_it_is_written_sees_the_old_file_or_the_new_one(tmp_path: Path) -> None:
@@ -268,19 +327,23 @@ def test_up_alone_without_anything_to_bring_up_says_what_to_do(file: Path, said:
         (["up", "nothing*"], "no tunnel in the configuration fits 'nothing*'"),
         (["up", "work", "8888"], "'8888' can't be said of several tunnels"),
         (["up", "work", "--name", "x"], "'x' can't be said of several tunnels"),
+        (["up", "labs", "--name", "x"], "'x' can't be said of a group or a pattern"),
         (["up", "work", "-D", "1080"], "forwards can be added to one tunnel at a time"),
         (["up", "-D", "1080"], "there is no host to bring that up for"),
         (["up", "lab", "--login"], "--login is for the tunnels of the configuration"),
         (["up", "lab", "7000:a:1", "7000:b:1"], "localhost:7000 is named twice"),
         (["up", "lab", "--idle", "30"], "'30' is not a time"),
         (["up", "lab", "--hold", "0"], "0 can't be the value of --hold"),
+        (["up", "lab", "--hold-for", "2x"], "'2x' is not a time"),
+        (["up", "lab", "--hold-for", "2d"], "172800 can't be the value of --hold-for"),
+        (["save", "gpu*"], "'gpu*' can't be a tunnel's name"),
         (["up", "lab", "--idle", "90d"], "7776000 can't be the value of --idle"),
     ],
 )
 def test_words_that_do_not_fit_the_configuration_start_nothing(
     file: Path, said: Said, tmp_path: Path, words: list[str], told: str
 ) -> None:
-    file.write_text("[tunnels.lab]\ngroups = ['work']\n[tunnels.gpu]\ngroups = ['work']\n")
+    file.write_text("[tunnels.lab]\ngroups = ['work', 'labs']\n[tunnels.gpu]\ngroups = ['work']\n")
     code, out, err = said(*words)
     assert (code, out) == (2, "")
     assert told in err
@@ -336,14 +399,52 @@ def test_a_projects_file_that_was_not_agreed_to_is_not_used(file: Path, said: Sa
 def test_allow_shows_hosts_and_forwards_and_what_can_run_programs_here(file: Path, said: Said) -> None:
     Path(".holdfast.toml").write_text(
         "[tunnels.nb]\nhost = 'ann@lab'\nforwards = ['8888']\nremote = ['9000:a:1']\n"
-        "ssh = ['-o', 'ProxyCommand=evil', '-p', '22']\n"
+        "ssh = ['-o', 'ProxyCommand=evil', '-p', '22']\nmode = '0666'\n"
     )
     _, out, _ = said("config", "allow")
-    assert out.splitlines()[:3] == [
+    assert out.splitlines()[:4] == [
         "  nb: ann@lab, 8888, remote 9000:a:1",
         "    ssh -p 22",
-        "    ssh -o ProxyCommand=evil   (can run programs on this machine)",
+        "    ssh -o ProxyCommand=evil   (can run programs or change files on this machine)",
+        "    mode 0666: other users of this machine can reach it",
     ]
+
+
+def test_a_projects_ssh_configuration_that_changes_after_it_was_agreed_to_is_not_what_ssh_reads(
+    file: Path, said: Said
+) -> None:
+    Path(".holdfast.toml").write_text("[tunnels.nb]\nssh = ['-F', 'ssh_config']\n")
+    Path("ssh_config").write_text("Host nb\n")
+    assert said("config", "allow")[0] == 0
+    asked = configured.trusted(), configured.usual(), configured.chosen(["nb"])[0]
+    Path("ssh_config").write_text("Host nb\n  ProxyCommand evil\n")
+    for tunnels in asked:
+        ((option, path),) = (tunnel.options for tunnel in tunnels)
+        assert (option, Path(path).read_text()) == ("-F", "Host nb\n")
+    assert configured.trusted() == []
+
+
+def running(monkeypatch: pytest.MonkeyPatch, *tunnels: TunnelStatus) -> None:
+    """Has these be what a keeper says is up."""
+    for module in ("config", "apply"):
+        monkeypatch.setattr(f"holdfast.cli.{module}.tunnels", lambda **_: list(tunnels))
+
+
+def test_save_writes_nothing_of_a_tunnel_that_only_a_program_holds(
+    file: Path, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running(monkeypatch, records.tunnel("lab", records.forward(kept=False, leases=1)))
+    code, _, err = said("save", "lab")
+    assert code == 1
+    assert "'lab' has no forward that stays" in err
+    assert not file.exists()
+
+
+def test_apply_looks_at_the_file_once(file: Path, said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    running(monkeypatch)
+    monkeypatch.setattr("holdfast.cli.apply.users_content", lambda: b"[tunnels.lab]\nstart = 'login'\n")
+    plan = "+ lab: its own forwards, or 8888 on lab\n"
+    assert said("apply", "--dry-run") == (0, plan, "")  # although the file is gone again
 
 
 @pytest.mark.parametrize("words", [["allow"], ["deny"]])
@@ -431,7 +532,7 @@ def test_logins_that_need_a_person_have_the_terminal_one_after_the_other(
     terminal.expect(pexpect.EOF)
     terminal.close()
     assert terminal.exitstatus == 130
-    wait_for(lambda: "no tunnels" in holdfast("status").stderr, "the tunnels to be forgotten")
+    holdfast("down", "--all")  # one whose login hadn't begun stays
 
     terminal = up()
     for _ in range(2):

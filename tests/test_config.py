@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from typing import cast
 
@@ -24,7 +25,7 @@ from holdfast.config.reading import (
 )
 from holdfast.config.spelling import duration, parse_duration, parse_mode, shown_mode
 from holdfast.config.writing import described, table_of, table_text, with_tunnel, written
-from holdfast.control import ForwardStatus, TunnelStatus, Upkeep, check_upkeep
+from holdfast.control import ForwardStatus, NotebookStatus, TunnelStatus, Upkeep, check_upkeep
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.forward import Address, Forward, Kind
 from holdfast.forward import parse as parse_forward
@@ -138,6 +139,9 @@ def test_paths_are_seen_from_the_folder_of_the_file_and_from_home(monkeypatch: p
         ("[tunnels.lab]\nforwards = '8888'", "expected a list, as in forwards = [\"8888\"], found '8888'"),
         ("[tunnels.lab]\nforwards = [true]", 'expected text in quotes, as in forwards = ["8888"], found true'),
         ("[tunnels.lab]\nforwards = ['*:1:a:1']", "*:1 can be reached by other machines; leave the address out"),
+        ("[tunnels.lab]\nremote = ['*:1:a:1']", "*:1 can be reached by other machines; leave the address out"),
+        ("[tunnels.lab]\n\nforwards = [0x" + "f" * 5000 + "]", "config.toml:3: a number here is too long"),
+        ("[tunnels.lab]\n\nhold = " + "9" * 5000, "config.toml:3: a number here is too long"),
         ("[tunnels.lab]\nforwards = ['1', '1:db:2']", "localhost:1 is named twice"),
         (
             "[tunnels.lab]\nforwards = ['1']\ndynamic = [1]",
@@ -197,6 +201,22 @@ def test_of_very_many_mistakes_the_first_are_told_and_the_others_counted() -> No
     found = mistakes("[tunnels.lab]\n" + "\n".join(f"key{number} = 1" for number in range(100)))
     assert len(found) == 21
     assert found[-1] == "config.toml: and 80 more"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[tunnels.lab]\nzz = 1\n" + " " * 100_000,
+        "[tunnels.lab]\nzz = 1\na" + " " * 100_000 + "." + " " * 100_000 + "b = 1",
+        "[tunnels.lab]\nforwards = [" + ",\n".join(f"'{port}'" for port in range(1, 20_000)) + "]",
+        "[tunnels.lab]\nforwards = [" + "'1',\n" * 20_000 + "]",
+    ],
+    ids=["blanks", "blanks in a key", "forwards", "mistakes"],
+)
+def test_the_time_it_takes_grows_no_faster_than_the_file(text: str) -> None:
+    begun = time.process_time()
+    error_of(text.encode())
+    assert time.process_time() - begun < 5
 
 
 def test_two_tunnels_on_one_port_are_a_mistake_only_when_both_are_there_from_login_on() -> None:
@@ -454,7 +474,22 @@ def test_a_running_tunnel_is_described_as_it_runs() -> None:
         assert (found.forwards, found.options, found.expose) == (tunnel.forwards, tunnel.options, tunnel.expose)
 
 
-def test_a_forward_that_only_a_program_holds_is_not_described() -> None:
+def test_a_forward_that_only_a_program_holds_and_a_notebooks_are_not_described() -> None:
     status = status_of(tunnels(WHOLE)["lab"])
     status["forwards"][0]["kept"] = False
-    assert described(status).forwards == tunnels(WHOLE)["lab"].forwards[1:]
+    status["forwards"][1]["notebook"] = NotebookStatus(directory="/w", base_url="/", version="7", pid=1)
+    assert described(status).forwards == tunnels(WHOLE)["lab"].forwards[2:]
+
+
+def test_a_remote_forward_that_others_can_reach_is_described_so_that_it_can_be_brought_up_again() -> None:
+    (tunnel,) = parse("[tunnels.lab]\nremote = ['*:9000:a:1']\nexpose = true", PATH)
+    assert described(status_of(tunnel)).expose
+
+
+def test_what_would_be_a_mistake_is_not_written_and_told_without_the_line_of_a_text_that_nobody_has() -> None:
+    with pytest.raises(UsageError) as raised:
+        with_tunnel(WHOLE, Described("new", "new", (parse_forward("8888"),), start=Start.LOGIN), PATH)
+    assert raised.value.message == (
+        "not written: localhost:8888 is taken by the tunnel 'lab', and both are held from login on"
+    )
+    assert raised.value.hint == "change what you asked for; the file is as it was"

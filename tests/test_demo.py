@@ -135,7 +135,7 @@ def test_each_step_does_what_it_says_and_nothing_is_left(start: Start, home: Pat
     assert row.fullmatch(demo.step(4)[3])
     assert demo.step(5)[2:-1] == [f"{api}  (same connection)", f"{api}  (a new one)"]
     assert row.fullmatch(demo.step(6)[3])
-    assert demo.step(6)[4] == f"{api}  (still the same one)"
+    assert f"{api}  (still the same one)" in demo.step(6)
     assert demo.step(7)[1:-1] == [
         "$ holdfast down lab",
         "lab is down",

@@ -11,9 +11,11 @@ import tomlkit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from holdfast.cli.importing import _settings
 from holdfast.config import reading
 from holdfast.config.reading import Described, Start
 from holdfast.config.writing import written
+from holdfast.errors import HoldfastError
 from holdfast.forward import Forward, Kind, parse
 from holdfast.importing import autossh, boring, channels_hub, ssh_config, ssh_options
 from holdfast.importing.adding import add
@@ -189,7 +191,7 @@ def test_every_option_of_ssh_is_known_and_has_exactly_one_fate() -> None:
         ("ssh -NL :80:web:80 lab", ["L *:80:web:80"], True),
         ("ssh -NL '*:80:web:80' lab", ["L *:80:web:80"], True),
         ("ssh -gNR 2222:localhost:22 lab", ["R 2222:localhost:22"], False),
-        ("ssh -NR :2222:localhost:22 lab", ["R *:2222:localhost:22"], False),
+        ("ssh -NR :2222:localhost:22 lab", ["R *:2222:localhost:22"], True),
     ],
 )
 def test_what_other_machines_can_reach_is_allowed_and_told(line: str, forwards: list[str], exposed: bool) -> None:
@@ -628,6 +630,23 @@ def test_the_hosts_of_an_ssh_config_are_asked_of_ssh(holdfast: Run, home: Path, 
     result = holdfast("import", "ssh-config", str(main), HOLDFAST_CONFIG=str(file))
     assert result.stdout == f'[tunnels.lab]\nforwards = ["8888:localhost:8888"]\nssh = ["-F", "{main}"]\n'
     assert "DynamicForward 1080 stands outside of every Host" in result.stderr
+
+
+def test_a_host_line_that_ssh_refuses_is_told_and_the_others_are_taken(
+    holdfast: Run, home: Path, file: Path
+) -> None:
+    main = home / "ssh_config"
+    main.write_text("Host lab\n  LocalForward 8888 localhost:8888\nHost a;b\n  LocalForward 1 c:1\n")
+    result = holdfast("import", "ssh-config", str(main), HOLDFAST_CONFIG=str(file))
+    assert result.returncode == 0
+    assert result.stdout.startswith("[tunnels.lab]\n")
+    assert "holdfast: a;b: not taken: " in result.stderr
+
+
+def test_the_command_in_a_hint_can_be_pasted_whatever_the_host_is() -> None:
+    with pytest.raises(HoldfastError) as raised:
+        _settings("a;b", ("-F", "none"))
+    assert raised.value.hint == "ssh -F none -G 'a;b'"
 
 
 @pytest.mark.parametrize(

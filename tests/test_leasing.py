@@ -252,6 +252,7 @@ def test_a_login_that_needs_a_person_is_an_error_that_says_so(lab: Open, sshd: S
     with pytest.raises(LoginNeeded) as raised:
         lab(8888)
     assert "holdfast up" in raised.value.hint
+    assert raised.value.__notes__ == [f"hint: {raised.value.hint}"]
     assert known() == []
 
 

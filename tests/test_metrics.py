@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import os
 import re
@@ -235,7 +236,7 @@ def test_an_address_that_others_can_reach_is_refused_with_a_way(address: str) ->
     assert "--serve 9101" in caught.value.hint
 
 
-@pytest.mark.parametrize("address", ["", "x", "99999", "127.0.0.1:", "127.0.0.1:x", "-1", "٣"])
+@pytest.mark.parametrize("address", ["", "x", "99999", "0000001234567", "127.0.0.1:", "127.0.0.1:x", "-1", "٣"])
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(UsageError, match="is not a port or a path"), serving.server(address, str):
         pass
@@ -285,6 +286,24 @@ def test_a_socket_in_use_and_a_file_stay(serve: Serve, tmp_path: Path) -> None:
                 pass
         assert b"200 OK" in ask_socket(path)
     assert file.read_text() == "mine"
+
+
+def test_a_socket_that_others_left_where_only_they_may_take_it_away_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+
+    def refuse(path: Path) -> None:  # as the sticky bit of /tmp has the system do, but for root
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with (
+        pytest.raises(HoldfastError, match=r"can't listen at .*: Operation not permitted"),
+        serving.server(str(path), str),
+    ):
+        pass
 
 
 def test_the_socket_of_another_that_took_its_place_stays(serve: Serve, tmp_path: Path) -> None:

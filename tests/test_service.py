@@ -199,7 +199,7 @@ def test_a_service_that_can_not_start_is_told_and_keeps_no_command_from_working(
     manager.systemctl("stop", KEEPER)
     brought = manager.holdfast("up", "nowhere.invalid", "0:8888", "--no-wait")
     assert brought.returncode == 0, brought.stderr
-    assert len(_keepers(home)) == 1
+    wait_for(lambda: len(_keepers(home)) == 1, "the only keeper")
     told = manager.holdfast("service", "status")
     assert f"starts {home}/gone/python, which is gone" in told.stdout
     assert told.returncode == 3

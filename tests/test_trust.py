@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from holdfast.config import trust
 from holdfast.config.reading import Described, parse
-from holdfast.errors import UsageError
+from holdfast.errors import HoldfastError, UsageError
 
 
 @pytest.fixture
@@ -45,6 +46,15 @@ def test_above_the_home_directory_none_is_looked_for(project: Path, monkeypatch:
     (project / "home" / "work").mkdir(parents=True)
     monkeypatch.setenv("HOME", str(project / "home"))
     assert trust.find(project / "home" / "work") is None
+
+
+def test_above_a_home_directory_that_is_a_link_none_is_looked_for(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "disk" / "ann" / "work").mkdir(parents=True)
+    (project / "home").symlink_to(project / "disk" / "ann")
+    monkeypatch.setenv("HOME", str(project / "home"))
+    assert trust.find(project / "disk" / "ann" / "work") is None
 
 
 def test_the_home_directory_itself_may_have_one(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,26 +101,38 @@ def test_an_enormous_file_is_refused(project: Path) -> None:
 
 def test_what_was_agreed_to_is_this_content_at_this_place(project: Path) -> None:
     found = found_in(project)
-    assert not trust.is_allowed(trust.digest(found))
-    trust.allow(found, trust.digest(found))
-    assert trust.is_allowed(trust.digest(found))
-    assert not trust.is_allowed(trust.digest(found._replace(content=found.content + b"\n")))
-    assert not trust.is_allowed(trust.digest(found._replace(path=project / "other")))
+    assert not trust.is_allowed(trust.digest(found, {}))
+    trust.allow(found, trust.digest(found, {}))
+    assert trust.is_allowed(trust.digest(found, {}))
+    assert not trust.is_allowed(trust.digest(found._replace(content=found.content + b"\n"), {}))
+    assert not trust.is_allowed(trust.digest(found._replace(path=project / "other"), {}))
 
 
 def test_an_agreement_is_taken_back_whatever_the_content_was(project: Path) -> None:
     found, other = found_in(project), trust.ProjectFile(project / "other" / trust.FILE, b"")
     older = found._replace(content=b"# older")
     for one in (found, older, other):
-        trust.allow(one, trust.digest(one))
+        trust.allow(one, trust.digest(one, {}))
     assert trust.deny(found.path)
-    assert [trust.is_allowed(trust.digest(one)) for one in (found, older, other)] == [False, False, True]
+    assert [trust.is_allowed(trust.digest(one, {})) for one in (found, older, other)] == [False, False, True]
     assert not trust.deny(found.path)
+
+
+def test_an_agreement_is_there_whole_or_not_at_all(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = found_in(project)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(HoldfastError, match="No space left"):
+        trust.allow(found, trust.digest(found, {}))
+    assert not trust.is_allowed(trust.digest(found, {}))
 
 
 def test_the_agreement_is_the_users_own_to_read(project: Path, tmp_path: Path) -> None:
     found = found_in(project)
-    trust.allow(found, trust.digest(found))
+    trust.allow(found, trust.digest(found, {}))
     (note,) = (tmp_path / "state" / "allowed").iterdir()
     assert note.stat().st_mode & 0o777 == 0o600
 
@@ -119,13 +141,25 @@ def test_an_ssh_configuration_that_the_project_names_is_a_part_of_it(project: Pa
     (project / "ssh_config").write_text("Host lab\n")
     found = found_in(project)
     tunnels = parse('[tunnels.lab]\nssh = ["-F", "ssh_config"]', project / trust.FILE)
-    before = trust.digest(found, tunnels)
-    assert before == trust.digest(found, tunnels)
+    before = trust.digest(found, trust.configurations(tunnels))
+    assert before == trust.digest(found, trust.configurations(tunnels))
     (project / "ssh_config").write_text("Host lab\n  ProxyCommand evil\n")
-    assert trust.digest(found, tunnels) != before
+    assert trust.digest(found, trust.configurations(tunnels)) != before
 
 
-@pytest.mark.parametrize("path", ["/dev/zero", "/", "pipe", "everybodys"])
+def test_ssh_reads_a_copy_of_what_was_agreed_to(project: Path) -> None:
+    (project / "ssh_config").write_text("Host lab\n")
+    (tunnel,) = parse('[tunnels.lab]\nssh = ["-p", "22", "-F", "ssh_config"]', project / trust.FILE)
+    agreed = trust.with_copies(tunnel, trust.configurations([tunnel]))
+    (project / "ssh_config").write_text("Host lab\n  ProxyCommand evil\n")
+    assert agreed.options[:3] == ("-p", "22", "-F")
+    copy = Path(agreed.options[3])
+    assert copy.read_text() == "Host lab\n"
+    assert (copy.stat().st_mode & 0o777, copy.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    assert trust.with_copies(tunnel, trust.configurations([tunnel])).options[3] != agreed.options[3]
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/", "pipe", "everybodys", "nothing"])
 def test_an_ssh_configuration_that_is_no_file_of_the_users_is_refused_and_not_waited_for(
     project: Path, path: str
 ) -> None:
@@ -134,7 +168,7 @@ def test_an_ssh_configuration_that_is_no_file_of_the_users_is_refused_and_not_wa
     (project / "everybodys").chmod(0o666)
     tunnels = parse(f'[tunnels.lab]\nssh = ["-F", "{path}"]', project / trust.FILE)
     with pytest.raises(UsageError):
-        trust.digest(found_in(project), tunnels)
+        trust.configurations(tunnels)
 
 
 @pytest.mark.parametrize(
@@ -145,9 +179,31 @@ def test_an_ssh_configuration_that_is_no_file_of_the_users_is_refused_and_not_wa
         ("-o", "KnownHostsCommand =x"),
         ("-o", "PKCS11Provider=/tmp/x.so"),
         ("-o", ' "ProxyCommand" x'),
+        ("-o", 'Pro"xyCommand" sh -c "touch x"'),
+        ("-o", 'Comp"ression"=yes'),
+        ("-o", "UserKnownHostsFile=/home/ann/.bashrc"),
+        ("-o", 'HostKeyAlias="x;touch x;#"'),
+        ("-o", "HostName=x;touch x"),
+        ("-J", "a;touch x"),
+        ("-l", "$(touch x)"),
         ("-F", "/x/ssh_config"),
     ],
 )
-def test_an_option_that_has_ssh_run_something_here_is_told(option: str, value: str) -> None:
+def test_an_option_that_can_do_something_here_is_told(option: str, value: str) -> None:
     tunnel = Described("lab", "lab", (), options=("-p", "22", option, value, "-o", "Compression=yes"))
-    assert trust.programs(tunnel) == [f"{option} {value}"]
+    assert trust.options(tunnel) == [("-p 22", False), ("-o Compression=yes", False), (f"{option} {value}", True)]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("-o", "ServerAliveInterval 9"),
+        ("-o", "port = 22"),
+        ("-J", "ann@a.example:22,[::1]:22"),
+        ("-l", "ann.b-c"),
+        ("-i", "/k"),
+        ("-F", "none"),
+    ],
+)
+def test_an_option_that_only_concerns_the_connection_is_harmless(option: str, value: str) -> None:
+    assert trust.options(Described("lab", "lab", (), options=(option, value))) == [(f"{option} {value}", False)]

@@ -82,7 +82,7 @@ def test_a_link_that_has_just_frozen_is_not_up(holdfast: Run, sshd: Sshd, web: W
 
 def test_a_tunnel_that_needs_a_login_ends_it_with_4(holdfast: Run, sshd: Sshd) -> None:
     sshd.authorized_keys.write_text("")
-    assert holdfast("up", "-F", str(sshd.config), "lab", "--no-wait").returncode == 0
+    assert holdfast("up", "-F", str(sshd.config), "lab", str(free_port()), "--no-wait").returncode == 0
     result = holdfast("wait", "lab", "--timeout", "30")
     assert result.returncode == 4
     assert "lab needs login: " in result.stderr
@@ -96,6 +96,15 @@ def test_a_tunnel_that_is_not_there_is_down_and_no_keeper_is_started(holdfast: R
     assert result.returncode == 1
     assert "there is no tunnel 'lab', after 0.2 s" in result.stderr
     assert not (home / "state" / "keeper.lock").exists()
+
+
+def test_a_group_of_which_none_is_up_yet_is_waited_for(holdfast: Run, home: Path) -> None:
+    config = home / "config.toml"
+    config.write_text("[tunnels.lab]\ngroups = ['work']\n[tunnels.gpu]\ngroups = ['work']\n")
+    result = holdfast("wait", "work", "--timeout", "0.2", HOLDFAST_CONFIG=str(config))
+    assert result.returncode == 1
+    assert "there is no tunnel 'lab', after 0.2 s" in result.stderr
+    assert "there is no tunnel 'gpu', after 0.2 s" in result.stderr
 
 
 @pytest.mark.parametrize(

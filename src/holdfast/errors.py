@@ -33,8 +33,6 @@ class HoldfastError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
-        if hint:
-            self.add_note(f"hint: {hint}")  # a program's traceback shows it
         if exit_code is not None:
             self.exit_code = exit_code
 

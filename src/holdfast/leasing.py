@@ -328,6 +328,32 @@ def tunnel(
     A forward that the keeper has already is shared, and stays for those who had it. Nobody is asked anything.
     Raises UsageError, LoginNeeded, TookTooLong after `timeout` seconds, or another HoldfastError.
     """
+    with _hints_in_tracebacks():
+        return Tunnel(_request(host, forwards, remote, dynamic, name, options, expose=expose), timeout)
+
+
+@contextlib.contextmanager
+def _hints_in_tracebacks() -> Iterator[None]:
+    """Nobody else shows a program's user what to try."""
+    try:
+        yield
+    except HoldfastError as error:
+        if error.hint:
+            error.add_note(f"hint: {error.hint}")
+        raise
+
+
+def _request(
+    host: str,
+    forwards: Sequence[int | str],
+    remote: Sequence[int | str],
+    dynamic: Sequence[int | str],
+    name: str,
+    options: Sequence[str],
+    *,
+    expose: bool,
+) -> Up:
+    """What is asked of the keeper. Raises UsageError."""
     wanted = [_wanted(text, Kind.LOCAL) for text in forwards]
     wanted += [_wanted(text, Kind.REMOTE) for text in remote]
     wanted += [_wanted(text, Kind.DYNAMIC) for text in dynamic]
@@ -342,7 +368,7 @@ def tunnel(
         expose=expose,
         lease=True,
     )
-    return Tunnel(_as_configured(request), timeout)
+    return _as_configured(request)
 
 
 def _as_configured(request: Up) -> Up:

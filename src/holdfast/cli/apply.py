@@ -11,8 +11,8 @@ from holdfast.cli import bringing
 from holdfast.cli.asking import check_timeout, tunnels
 from holdfast.cli.main import complain
 from holdfast.config.difference import Change, difference, first_additions
-from holdfast.config.reading import Described
-from holdfast.config.users import of_user, users_content
+from holdfast.config.reading import Described, parse_bytes
+from holdfast.config.users import users_content
 from holdfast.control import Down, Up
 from holdfast.errors import Exit, UsageError
 
@@ -28,18 +28,26 @@ def apply(dry_run: bool, timeout: float, no_wait: bool) -> int:
     options, and go down when they aren't in it any more. What was brought up by hand is left alone.
     """
     check_timeout(timeout)
-    if users_content() is None:
-        raise UsageError(f"there is no {paths.config_file()}", "begin one: holdfast config add HOST")
-    found = difference(of_user(), tunnels(timeout=30), str(paths.config_file()))
+    path, content = paths.config_file(), users_content()
+    if content is None:
+        raise UsageError(f"there is no {path}", "begin one: holdfast config add HOST")
+    described = parse_bytes(content, path)
+    found = difference(described, tunnels(timeout=30), str(path))
     for change in found.changes:
         click.echo(change)
     if found.alone:
-        click.echo(f"left alone: {', '.join(found.alone)}")
+        click.echo(f"left alone: {', '.join(found.alone)}{_handing_over(found.alone, described)}")
     if not found.changes:
         click.echo("nothing to change")
     if dry_run or not found.changes:
         return Exit.OK
     return _carry_out(found.changes, timeout, wait=not no_wait)
+
+
+def _handing_over(alone: Sequence[str], described: Sequence[Described]) -> str:
+    """How one of those that are left alone becomes the file's, if that describes it; or ''."""
+    name = next((tunnel.name for tunnel in described if tunnel.name in alone), "")
+    return f"; holdfast up {name} makes it the file's" if name else ""
 
 
 def _carry_out(changes: Sequence[Change], timeout: float, *, wait: bool) -> int:

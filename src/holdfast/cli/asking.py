@@ -39,10 +39,16 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class Far(NamedTuple):
-    """A host, and ssh's options for it, as words: both checked."""
+    """A host, and ssh's options for it, as words: both checked. `name` is the tunnel's, if not the host's own."""
 
     host: str
     options: tuple[str, ...]
+    name: str = ""
+
+    @property
+    def called(self) -> str:
+        """What a person types for it, in a hint."""
+        return self.name or self.host
 
 
 def ssh_options(command: Command) -> Command:
@@ -74,6 +80,25 @@ def far(host: str, given: dict[str, Any]) -> Far:
         for text in value if isinstance(value, tuple) else [value] if value else []:
             words += [flag, text]
     return Far(check_host(host), check_options(client.absolute(words)))
+
+
+def far_or_described(word: str, given: dict[str, Any]) -> Far:
+    """As `far`, but `word` may also be a tunnel of the user's configuration file. Raises UsageError.
+
+    What is up is as it runs, which the keeper knows.
+    """
+    from holdfast.cli.completing import known_tunnels
+    from holdfast.config.users import of_user
+
+    there = far(word, given)
+    described = None
+    if word not in known_tunnels(only_wanted=True):
+        described = next((tunnel for tunnel in of_user() if tunnel.name == word), None)
+    if described is None:
+        return there
+    from holdfast.config.reading import merged_options
+
+    return Far(described.host, merged_options(there.options, described.options), described.name)
 
 
 def ask(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from holdfast.errors import Exit, HoldfastError
@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from holdfast.config.reading import Described
 
 _WILD = frozenset("*?[")
+_SEE = "see what there is: holdfast status"
+_BROKEN = "the configuration has mistakes: holdfast config check"
+
+Find = Callable[[Sequence[str]], tuple[str, ...]]
 
 
 def named(words: Sequence[str]) -> tuple[str, ...]:
@@ -23,25 +27,35 @@ def named(words: Sequence[str]) -> tuple[str, ...]:
     known = completing.known_tunnels()
     if all(word in known for word in words):
         return tuple(dict.fromkeys(words))
-    from holdfast.cli import configured
-
-    up = completing.known_tunnels(only_wanted=True)
-    try:
-        groups = groups_of(configured.trusted())
-    except HoldfastError:
-        return tuple(choose(words, up, known, {}, "the configuration has mistakes: holdfast config check"))
-    return tuple(choose(words, up, known, groups))
+    described, hint = _described()
+    return tuple(choose(words, completing.known_tunnels(only_wanted=True), known, groups_of(described), hint))
 
 
-def named_or_new(words: Sequence[str]) -> tuple[str, ...]:
-    """As `named`, but a word that names nothing stands for itself: the keeper may know better, or it may come yet.
+def expected(words: Sequence[str]) -> tuple[str, ...]:
+    """The tunnels that `words` name, whether they are up or come yet: of those that are up, were, or are in the
+    configuration. A group is all that are in it.
 
-    Raises HoldfastError for a group or a pattern of which none is up.
+    Raises HoldfastError for a word that names none.
+    """
+    from holdfast.cli import completing
+
+    known = completing.known_tunnels()
+    if all(word in known for word in words):
+        return tuple(dict.fromkeys(words))
+    described, hint = _described()
+    names = list(dict.fromkeys([*known, *(tunnel.name for tunnel in described)]))
+    return tuple(choose(words, names, names, groups_of(described), hint))
+
+
+def named_or_new(words: Sequence[str], find: Find = named) -> tuple[str, ...]:
+    """As `find`, but a word that names nothing stands for itself: the keeper may know better, or it may come yet.
+
+    Raises HoldfastError for a group or a pattern that stands for nothing.
     """
     chosen: dict[str, None] = {}
     for word in words:
         try:
-            chosen |= dict.fromkeys(named([word]))
+            chosen |= dict.fromkeys(find([word]))
         except HoldfastError as error:
             if error.exit_code is Exit.NOT_UP:
                 raise
@@ -54,7 +68,7 @@ def choose(
     up: Sequence[str],
     known: Sequence[str],
     groups: Mapping[str, Sequence[str]],
-    hint: str = "see what there is: holdfast status",
+    hint: str = _SEE,
 ) -> list[str]:
     """The tunnels that `words` name, each once, in the order of the words: of `known` by their own names, of those
     that are `up` by groups and patterns as well.
@@ -106,6 +120,16 @@ def groups_of(described: Iterable[Described]) -> dict[str, list[str]]:
 
 def is_pattern(word: str) -> bool:
     return not _WILD.isdisjoint(word)
+
+
+def _described() -> tuple[list[Described], str]:
+    """The configuration's tunnels, none when it has mistakes; and the hint for a word that names nothing."""
+    from holdfast.cli import configured
+
+    try:
+        return configured.trusted(), _SEE
+    except HoldfastError:
+        return [], _BROKEN
 
 
 def _meant(word: str, known: Sequence[str]) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
@@ -17,7 +19,7 @@ from holdfast.cli.asking import at_terminal, far, tunnels
 from holdfast.cli.completing import complete_host, complete_tunnel
 from holdfast.cli.main import complain
 from holdfast.cli.tunnel_options import said, tunnel_options
-from holdfast.config.file import change
+from holdfast.config.file import change, replace
 from holdfast.config.reading import ConfigError, Described, Start, check_group, decode, parse, usual
 from holdfast.config.users import users_content
 from holdfast.control import check_name, default_name
@@ -54,7 +56,8 @@ def check(file: Path | None) -> int:
     be right. Nothing is brought up."""
     chosen = paths.config_file() if file is None else file.absolute()
     found = parse(_text(chosen), chosen)
-    click.echo(f"{chosen.name}: {_count(len(found))}, no mistakes")
+    names = ", ".join(tunnel.name for tunnel in found)
+    click.echo(f"{chosen.name}: {_count(len(found))}, no mistakes{names and f': {names}'}")
     return Exit.OK
 
 
@@ -64,18 +67,21 @@ def edit() -> int:
     mistakes."""
     chosen = paths.config_file()
     content, before = _read()
-    with tempfile.TemporaryDirectory(prefix="holdfast-") as folder:
-        copy = Path(folder) / chosen.name
-        begun = before or _BEGINNING
-        copy.write_text(begun, encoding="utf-8", newline="")
+    begun = before or _BEGINNING
+    # Not in /tmp: whatever ends this command, what was written is still there.
+    folder = Path(tempfile.mkdtemp(prefix="edited-", dir=paths.state_dir()))
+    copy = folder / chosen.name
+    replace(copy, begun)
+    try:
         after = _edited(copy, chosen)
-        if after == begun:
-            click.echo(f"{chosen} is as it was")
-            return Exit.OK
-        try:
+        if after != begun:
             change(chosen, after, content)
-        except HoldfastError as error:
-            raise HoldfastError(error.message, _kept(copy)) from None
+    except HoldfastError as error:
+        raise HoldfastError(error.message, _kept(copy, begun) or error.hint, error.exit_code) from None
+    shutil.rmtree(folder)
+    if after == begun:
+        click.echo(f"{chosen} is as it was")
+        return Exit.OK
     click.echo(f"{chosen}: {_count(len(parse(after, chosen)))}; what runs is changed by holdfast apply")
     return Exit.OK
 
@@ -113,7 +119,9 @@ def add(
             f"there is a tunnel '{tunnel.name}' in {chosen} already",
             "give this one another --name, or: holdfast config edit",
         )
-    return _write(tunnel, content)
+    code = _write(tunnel, content)
+    complain(f"bring it up: holdfast up {tunnel.name}")
+    return code
 
 
 @config.command(short_help="agree to the project's file as it is now")
@@ -148,11 +156,17 @@ def save(name: str) -> int:
     has. Comments, and all else in the file, stay."""
     from holdfast.config.writing import described
 
+    check_name(name)
     running = next((tunnel for tunnel in tunnels(timeout=30) if tunnel["name"] == name), None)
     if running is None:
         raise HoldfastError(f"the tunnel '{name[:60]}' isn't up", f"holdfast up {name[:60]}", Exit.NOT_UP)
     content, before = _read()
     tunnel = described(running)
+    if not tunnel.forwards:
+        raise HoldfastError(
+            f"'{name}' has no forward that stays: a program's and a notebook's aren't written down",
+            "holdfast config add HOST FORWARD",
+        )
     known = next((other for other in parse(before, paths.config_file()) if other.name == name), None)
     if known is not None:
         start = known.start if tunnel.start is Start.MANUAL and known.start is not Start.DEMAND else tunnel.start
@@ -188,14 +202,18 @@ def _edited(copy: Path, chosen: Path) -> str:
     while True:
         _run_editor(copy)
         try:
-            text = decode(copy.read_bytes(), chosen)
+            content = copy.read_bytes()
+        except OSError as error:
+            raise HoldfastError(f"the editor left no file: {error.strerror}", "the file is as it was") from None
+        try:
+            text = decode(content, chosen)
             parse(text, chosen)
         except ConfigError as error:
             complain(error.message)
             if at_terminal() and _wants_to_go_on():
                 continue
             raise HoldfastError(
-                f"{chosen} is as it was: what you wrote has mistakes", _kept(copy), Exit.USAGE
+                f"{chosen} is as it was: what you wrote has mistakes", exit_code=Exit.USAGE
             ) from None
         return text
 
@@ -207,21 +225,25 @@ def _wants_to_go_on() -> bool:
         return False
 
 
-def _kept(copy: Path) -> str:
-    """Keeps what the user wrote; the hint that says where."""
-    kept = paths.state_dir() / f"edited-{copy.name}"
-    kept.write_bytes(copy.read_bytes())
-    return f"what you wrote is kept: {kept}"
+def _kept(copy: Path, begun: str) -> str:
+    """The hint that says where what the user wrote is kept; '' when they wrote nothing, and nothing is kept."""
+    if copy.is_file() and copy.read_bytes() != begun.encode():
+        return f"what you wrote is kept: {copy}"
+    shutil.rmtree(copy.parent)
+    return ""
 
 
 def _run_editor(copy: Path) -> None:
     """Raises HoldfastError."""
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
+    before = signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is the editor's
     try:
         words = [*shlex.split(editor), str(copy)]
         status = subprocess.run(words, check=False).returncode
     except (OSError, ValueError) as error:
         raise HoldfastError(f"can't run the editor '{editor}': {error}", "name one: EDITOR=nano") from None
+    finally:
+        signal.signal(signal.SIGINT, before)
     if status:
         raise HoldfastError(f"the editor '{editor}' ended with {status}", "the file is as it was")
 

@@ -19,12 +19,16 @@ if TYPE_CHECKING:
     from holdfast.config.reading import Described
     from holdfast.config.trust import ProjectFile
 
+_HARM = "   (can run programs or change files on this machine)"
+
 
 class Project(NamedTuple):
-    """A project's file. `digest` is what the user agrees to."""
+    """A project's file, and what is in the ssh configurations that it names, by their paths. `digest` is what the
+    user agrees to."""
 
     file: ProjectFile
     tunnels: list[Described]
+    configurations: dict[str, bytes]
     digest: str
 
 
@@ -48,16 +52,24 @@ def project() -> Project | None:
     from holdfast.config.reading import parse_bytes
 
     tunnels = parse_bytes(file.content, file.path)
-    return Project(file, tunnels, trust.digest(file, tunnels))
+    configurations = trust.configurations(tunnels)
+    return Project(file, tunnels, configurations, trust.digest(file, configurations))
 
 
 def agreed(found: Project) -> list[Described]:
-    """The project's tunnels, which the user agrees to here if they haven't. Raises UsageError when they don't."""
+    """The project's tunnels as the user agreed to them, here if they hadn't. Raises UsageError when they don't."""
+    from holdfast.config import trust
+
+    if not trust.is_allowed(found.digest):
+        _ask(found)
+    return [trust.with_copies(tunnel, found.configurations) for tunnel in found.tunnels]
+
+
+def _ask(found: Project) -> None:
+    """Has the user agree. Raises UsageError when they don't."""
     from holdfast.cli.asking import at_terminal
     from holdfast.config import trust
 
-    if trust.is_allowed(found.digest):
-        return found.tunnels
     if not at_terminal():
         raise UsageError(
             f"{found.file.path} is new, or has changed, and was not agreed to",
@@ -68,12 +80,12 @@ def agreed(found: Project) -> list[Described]:
     if not click.confirm("Use it?", default=False, err=True):
         raise UsageError(f"{found.file.path} is not used", "to agree later: holdfast config allow")
     trust.allow(found.file, found.digest)
-    return found.tunnels
 
 
 def shown(found: Project) -> str:
     """What a person has to know of the project's tunnels before they agree."""
     from holdfast.config import trust
+    from holdfast.config.spelling import shown_mode
     from holdfast.config.writing import written
 
     lines = []
@@ -82,12 +94,11 @@ def shown(found: Project) -> str:
             f"{'' if one.kind == 'local' else f'{one.kind} '}{written(one)}" for one in tunnel.forwards
         )
         lines.append(f"  {tunnel.name}: {tunnel.host}, {forwards or 'its own forwards, or 8888'}")
-        programs = trust.programs(tunnel)
-        others = [f"{one} {value}" for one, value in zip(tunnel.options[::2], tunnel.options[1::2], strict=True)]
-        lines += [f"    ssh {option}" for option in others if option not in programs]
-        lines += [f"    ssh {option}   (can run programs on this machine)" for option in programs]
+        lines += [f"    ssh {option}{_HARM if harms else ''}" for option, harms in trust.options(tunnel)]
         if tunnel.expose:
             lines.append("    other machines can reach it")
+        if tunnel.upkeep.get("mode", 0) & 0o077:
+            lines.append(f"    mode {shown_mode(tunnel.upkeep['mode'])}: other users of this machine can reach it")
     return "\n".join(lines) or "  no tunnels"
 
 
@@ -95,10 +106,12 @@ def trusted() -> list[Described]:
     """What may be used without a question: the user's tunnels, a project's if agreed to. Raises UsageError."""
     from holdfast.config import trust
 
-    found = None
+    tunnels: list[Described] = []
     with contextlib.suppress(HoldfastError):
         found = project()
-    return _together(found.tunnels if found and trust.is_allowed(found.digest) else [], of_user())
+        if found and trust.is_allowed(found.digest):
+            tunnels = agreed(found)
+    return _together(tunnels, of_user())
 
 
 def usual() -> list[Described]:
@@ -142,7 +155,8 @@ def chosen(words: Sequence[str]) -> tuple[list[Described], tuple[str, ...], bool
             complain(f"not used: {error.message.splitlines()[0]}", error.hint)
     tunnels, rest, is_one = choosing.split(words, _together(found.tunnels if found else [], own))
     if found and any(tunnel.origin == str(found.file.path) for tunnel in tunnels):
-        agreed(found)
+        projects = {tunnel.name: tunnel for tunnel in agreed(found)}
+        tunnels = [projects.get(tunnel.name, tunnel) for tunnel in tunnels]
     if not tunnels and words and choosing.is_pattern(words[0]):
         raise UsageError(
             f"no tunnel in the configuration fits '{words[0][:60]}'", "see what is there: holdfast config check"

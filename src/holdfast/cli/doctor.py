@@ -13,7 +13,7 @@ import click
 
 from holdfast import client, paths
 from holdfast.cli import render
-from holdfast.cli.asking import Far, check_timeout, far, run_there, ssh_options
+from holdfast.cli.asking import Far, check_timeout, far_or_described, run_there, ssh_options
 from holdfast.cli.completing import complete_host
 from holdfast.cli.reaching import reached_for_a_moment
 from holdfast.errors import Exit, HoldfastError
@@ -39,14 +39,14 @@ class Finding(NamedTuple):
 def doctor(host: str | None, timeout: float, **options: Any) -> int:
     """Looks at ssh, the directories, the keeper and the versions: what is wrong, and how to mend it.
 
-    With HOST: who else is there, what of yours listens there, who could reach your notebooks and read what your
-    kernels say, and who could reach your forwards on this machine.
+    With HOST, or a tunnel of your configuration file: who else is there, what of yours listens there, who could
+    reach your notebooks and read what your kernels say, and who could reach your forwards on this machine.
     """
     if host is None:
         findings = [*_versions(), *_directories(), *_keeper()]
     else:
         check_timeout(timeout)
-        findings = [*_audit(far(host, options), timeout)]
+        findings = [*_audit(far_or_described(host, options), timeout)]
     return Exit.OK if show(findings) else Exit.FAILED
 
 

@@ -23,12 +23,12 @@ _LOOK = 0.3
 def chooser(words: Sequence[str]) -> Callable[[str], bool]:
     """Tells whether a tunnel, by its name, is one of those that `words` name; without words each is.
 
-    A pattern holds for tunnels of later, too. Raises HoldfastError for a word that names none just now.
+    Groups and patterns hold for tunnels of later, too. Raises HoldfastError for a name that nothing has.
     """
     if not words:
         return lambda _: True
-    names = choosing.named(words)
     patterns = [word for word in words if choosing.is_pattern(word)]
+    names = choosing.expected([word for word in words if word not in patterns])
     return lambda name: name in names or any(choosing.matching(word, [name], {}) for word in patterns)
 
 

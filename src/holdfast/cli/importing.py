@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -90,14 +91,23 @@ def ssh_config(file: str | None, *, write: bool) -> int:
 
     Each host that a Host line spells out is asked for by ssh -G, so that Include and Match count as ever.
     """
+    from holdfast.importing.found import Found, Remark, collect
     from holdfast.importing.ssh_config import read
     from holdfast.openssh.hosts import host_names
 
     path = Path(file).absolute() if file else Path.home() / ".ssh" / "config"
     _text(str(path))
     options = ("-F", str(path)) if file else ()
-    hosts = {host: _settings(host, options) for host in host_names(path) if not host.startswith("-")}
-    return _finish(read(hosts, _settings(_NOBODY, options), options), write=write, source=str(path))
+    nobody = _settings(_NOBODY, options)  # first: what no host can be read with is said once
+    hosts: dict[str, Settings] = {}
+    refused: list[Remark] = []
+    for host in (host for host in host_names(path) if not host.startswith("-")):
+        try:
+            hosts[host] = _settings(host, options)
+        except HoldfastError as error:
+            refused.append(Remark(host, f"not taken: {error.message}"))
+    found = collect([Found(remarks=tuple(refused)), read(hosts, nobody, options)])
+    return _finish(found, write=write, source=str(path))
 
 
 def _finish(found: Found, *, write: bool, source: str) -> int:
@@ -165,6 +175,7 @@ def _settings(host: str, options: Sequence[str]) -> Settings:
     from holdfast.openssh.settings import Settings
 
     words = show_settings(host, options)
+    by_hand = shlex.join(["ssh", *options, "-G", host])
     try:
         shown = subprocess.run(
             words,
@@ -176,12 +187,10 @@ def _settings(host: str, options: Sequence[str]) -> Settings:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise HoldfastError(
-            f"ssh takes more than {_TIMEOUT} s to read its configuration", f"ssh -G {host}"
-        ) from None
+        raise HoldfastError(f"ssh takes more than {_TIMEOUT} s to read its configuration", by_hand) from None
     except OSError as error:
         raise HoldfastError(f"can't run ssh: {error.strerror}", "holdfast doctor") from None
     if shown.returncode:
         why = shown.stderr.strip().splitlines() or ["it says nothing"]
-        raise HoldfastError(f"ssh can't read its configuration: {why[0]}", f"ssh -G {host}")
+        raise HoldfastError(f"ssh can't read its configuration: {why[0]}", by_hand)
     return Settings(shown.stdout)

@@ -10,7 +10,7 @@ import click
 
 from holdfast import client
 from holdfast.cli import browser, connecting, people, render, starting
-from holdfast.cli.asking import Far, ask, at_terminal, check_timeout, far, ssh_options
+from holdfast.cli.asking import Far, ask, at_terminal, check_timeout, far_or_described, ssh_options
 from holdfast.cli.completing import complete_host, complete_tunnel
 from holdfast.cli.main import complain
 from holdfast.cli.reaching import Reached, find, reach, up_request
@@ -61,10 +61,12 @@ def jupyter(
 ) -> int:
     """Finds your notebook server on HOST, brings a tunnel to it up, and opens it in the browser.
 
+    HOST may also be a tunnel of your configuration file.
+
     With --start one is started if none runs in that directory: in its own process, which outlives the connection,
     on a Unix socket that nobody else over there can reach.
     """
-    there = far(host, options)
+    there = far_or_described(host, options)
     check_timeout(timeout)
     launch.check_directory(directory)
     _check_together(

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from holdfast import paths
-from holdfast.cli.asking import LONGEST_TIMEOUT, far, follow_there, run_there, ssh_options, tunnels
+from holdfast.cli.asking import LONGEST_TIMEOUT, far_or_described, follow_there, run_there, ssh_options, tunnels
 from holdfast.cli.choosing import named_or_new
 from holdfast.cli.completing import complete_tunnel
 from holdfast.control import check_name
@@ -61,7 +61,7 @@ def _show_remote(names: tuple[str, ...], options: dict[str, Any], lines: int, *,
 
     if len(names) != 1:
         raise UsageError("name one tunnel or host", "as in holdfast logs lab --remote")
-    there = far(names[0], options)
+    there = far_or_described(names[0], options)
     program = launch.log_program(_notebook_of(names[0]), max(0, lines), follow=follow)
     if follow:
         has_none = "none" in follow_there(there, program, show, LONGEST_TIMEOUT)

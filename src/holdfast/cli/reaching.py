@@ -45,7 +45,7 @@ def reach(there: Far, server: Server, found: Found, timeout: float, name: str = 
     if server.hub:
         raise HoldfastError(
             f"the server in {server.directory} on {there.host} belongs to a JupyterHub: only that can log you in",
-            f"open it at the hub's own address; a server beside it: holdfast jupyter {there.host} --start",
+            f"open it at the hub's own address; a server beside it: holdfast jupyter {there.called} --start",
         )
     forward = Forward(Kind.LOCAL, Address("localhost"), server.place)
     running = tuple(one.pid for one in found.servers)
@@ -56,7 +56,7 @@ def reach(there: Far, server: Server, found: Found, timeout: float, name: str = 
     if own is None:
         raise HoldfastError("the notebook server has moved in this very moment", "try again")
     if own["state"] not in ("up", "no service", "connecting"):
-        hint = f"holdfast jupyter {there.host} --stop, then --start --tls" if server.place.path else own["hint"]
+        hint = f"holdfast jupyter {there.called} --stop, then --start --tls" if server.place.path else own["hint"]
         raise HoldfastError(own["reason"] or f"the tunnel to {server.place} is {own['state']}", hint or "")
     return _reached(server, tunnel, own)
 
@@ -94,7 +94,7 @@ def up_request(
     """The request for these forwards, as a command at this terminal makes it."""
     return Up(
         host=there.host,
-        name=name,
+        name=name or there.name,
         options=there.options,
         forwards=tuple(map(encode_forward, forwards)),
         environment=environment(),

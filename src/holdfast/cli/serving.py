@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
+import re
 import signal
 import socket
 import socketserver
@@ -113,7 +114,7 @@ def server(address: str, text: Text) -> Iterator[Server]:
 def _parse(address: str) -> tuple[str, int]:
     """The loopback address and port that are meant. Raises UsageError."""
     host, colon, port = address.rpartition(":")
-    if not (port.isascii() and port.isdigit() and int(port[:6]) < 65536):
+    if not re.fullmatch(r"[0-9]{1,5}", port, re.ASCII) or int(port) > 65535:
         raise UsageError(f"'{address[:60]}' is not a port or a path", _EXAMPLES)
     host = host.removeprefix("[").removesuffix("]") if colon else "127.0.0.1"
     if not _is_loopback(host):
@@ -151,11 +152,11 @@ def _listen_on(host: str, port: int) -> socket.socket:
 
 def _listen_at(path: Path) -> socket.socket:
     """A listener at `path` that only its user can connect to; a socket on which nobody listens is replaced."""
-    if is_stale(path):
-        path.unlink()
     listener = socket.socket(socket.AF_UNIX)
     mask = os.umask(0o177)
     try:
+        if is_stale(path):
+            path.unlink()
         listener.bind(str(path))
         listener.listen()
     except OSError as error:

@@ -45,10 +45,10 @@ def find_or_start(there: Far, wish: Wish, timeout: float) -> tuple[Server, Found
         if server is None:
             raise HoldfastError(
                 f"the server was started on {there.host}, and can't be found again",
-                f"what it says: holdfast logs {there.host} --remote",
+                f"what it says: holdfast logs {there.called} --remote",
             )
         _check_login(there, server, found, timeout)
-        _tell_of(started, there.host)
+        _tell_of(started, there)
         return server, found
     finally:
         os.close(held)
@@ -70,18 +70,18 @@ def _check_login(there: Far, server: Server, found: Found, timeout: float) -> No
     )
 
 
-def _tell_of(started: Started, host: str) -> None:
+def _tell_of(started: Started, there: Far) -> None:
     where = {"socket": "a Unix socket that only you can reach", "tls": "TCP with TLS", "tcp": "TCP in the clear"}
     complain(
         f"started {_NAMES[started.app]} {started.version} from {started.environment}, on {where[started.kind]}; "
-        f"to end it: holdfast jupyter {host} --stop"
+        f"to end it: holdfast jupyter {there.called} --stop"
     )
     if started.kind == "tcp":
-        complain(f"it listens on plain TCP: {audit.TCP_RISK}", f"holdfast doctor {host} tells more")
+        complain(f"it listens on plain TCP: {audit.TCP_RISK}", f"holdfast doctor {there.called} tells more")
     if started.fingerprint:
         complain(f"your browser will not know its certificate; its SHA-256 is {started.fingerprint}")
     if started.warning:
-        complain(started.warning, f"ask for permission to stay: ssh {host} loginctl enable-linger")
+        complain(started.warning, f"ask for permission to stay: ssh {there.host} loginctl enable-linger")
 
 
 def stop(there: Far, server: Server, found: Found, timeout: float, *, force: bool) -> int:
@@ -90,7 +90,7 @@ def stop(there: Far, server: Server, found: Found, timeout: float, *, force: boo
         running: list[Kernel] = []
         if not force:
             reached.api.wait_for_answer(timeout)
-            running = _check_idle(reached.api, there.host)
+            running = _check_idle(reached.api, there.called)
         has_agreed = bool(server.token) and reached.api.shut_down()
         printed = run_there(there, launch.end_program(server.pid, signal=not has_agreed), timeout)
     if not launch.has_ended(printed):

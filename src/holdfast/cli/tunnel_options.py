@@ -14,7 +14,7 @@ from holdfast.forward import Forward, Kind, parse
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-_UPKEEP = ("http", "hold", "hold_for", "switch", "notify", "lazy")
+_UPKEEP = ("http", "hold", "switch", "notify", "lazy")
 
 
 class Said(NamedTuple):
@@ -41,7 +41,7 @@ def tunnel_options(command: Command) -> Command:
         click.option(
             "--switch/--no-switch", default=None, help="the far side ends a connection that is dead (yes)"
         ),
-        click.option("--hold-for", type=int, metavar="SECONDS", help="how long each of them may wait (120)"),
+        click.option("--hold-for", metavar="TIME", help="how long each of them may wait, as in 90s or 5m (2m)"),
         click.option("--hold", type=int, help="connections that may wait at each forward during an outage (512)"),
         click.option(
             "--http/--no-http", default=None, help="it carries HTTP: show browsers a page while they wait"
@@ -67,6 +67,8 @@ def said(forwards: Sequence[str], given: dict[str, Any]) -> Said:
         from holdfast.config.spelling import parse_duration
 
         upkeep["idle"] = parse_duration(given["idle"])
+    if given["hold_for"] is not None:
+        upkeep["hold_for"] = _seconds(given["hold_for"])
     if given["mode"] is not None:
         from holdfast.config.spelling import parse_mode
 
@@ -74,6 +76,13 @@ def said(forwards: Sequence[str], given: dict[str, Any]) -> Said:
     # Whether it is lazy may have been said before; the keeper knows.
     check_upkeep({"lazy": 1, **upkeep} if upkeep.get("idle") else upkeep)
     return Said(wanted, upkeep, given["expose"])
+
+
+def _seconds(text: str) -> int:
+    """Of a time, or of a plain number: seconds are what the option took before. Raises UsageError."""
+    from holdfast.config.spelling import parse_duration
+
+    return parse_duration(f"{text}s" if text.isdigit() else text)
 
 
 def check_twice(forwards: Sequence[Forward]) -> None:

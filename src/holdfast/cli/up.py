@@ -76,10 +76,14 @@ def _requests(
     if not tunnels:
         return [_by_hand(words[0], said(words[1:], options), options, name=name, wait=wait)]
     if not is_one and (rest or name):
-        raise UsageError(
-            f"'{rest[0][:60] if rest else name}' can't be said of several tunnels", f"as in holdfast up {words[0]}"
-        )
+        raise _said_of_one(rest[0] if rest else name, tunnels)
     return _configured(tunnels, said(rest, options), options, name=name, wait=wait)
+
+
+def _said_of_one(word: str, tunnels: list[Described]) -> UsageError:
+    """That `word` is about one tunnel, named by its own name."""
+    what = "several tunnels" if len(tunnels) > 1 else "a group or a pattern"
+    return UsageError(f"'{word[:60]}' can't be said of {what}", f"as in holdfast up {tunnels[0].name}")
 
 
 def _configured(

@@ -33,14 +33,15 @@ _AGAIN = 0.5
 def wait(names: tuple[str, ...], states: tuple[str, ...], timeout: float) -> int:
     """Waits until each of the tunnels is in the state, proven by a round trip. It brings none up.
 
-    STATE is one of those that status shows, as in --state up --state no-service. A tunnel that isn't there
-    is down.
+    A NAME may also be a group of the configuration, or a pattern ('gpu*'): all that it stands for are waited for,
+    also those that nobody has brought up yet. STATE is one of those that status shows, as in --state up --state
+    no-service. A tunnel that isn't there is down.
 
     Exit code 0: they are; 1: the time is over, or trying again can't help; 4: one needs a login.
     """
     wanted = {_state(text) for text in states} or {"up"}
     check_timeout(timeout)
-    chosen = tuple(check_name(name) for name in choosing.named_or_new(names))
+    chosen = tuple(check_name(name) for name in choosing.named_or_new(names, choosing.expected))
     with Watch() as watch:
         return _wait(watch, chosen, wanted, timeout)
 

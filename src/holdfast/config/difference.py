@@ -44,7 +44,7 @@ class Change(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """`alone` are the tunnels that run and aren't the file's."""
+    """`alone` are the tunnels that were brought up and aren't the file's."""
 
     changes: list[Change]
     alone: list[str]
@@ -53,9 +53,10 @@ class Difference(NamedTuple):
 def difference(described: Iterable[Described], running: Iterable[TunnelStatus], origin: str) -> Difference:
     """Between what the file `origin` describes and what runs.
 
-    What is to be there is what starts at login, and what was brought up from that file.
+    What is to be there is what starts at login, and what was brought up from that file. A tunnel that only
+    programs hold goes with them: nobody has brought it up.
     """
-    runs = {tunnel["name"]: tunnel for tunnel in running}
+    runs = {tunnel["name"]: tunnel for tunnel in running if any(forward["kept"] for forward in tunnel["forwards"])}
     ours = {name: tunnel for name, tunnel in runs.items() if tunnel["config"] == origin}
     wanted = {tunnel.name: tunnel for tunnel in described}
     changes = [Change(name, None, tunnel) for name, tunnel in ours.items() if name not in wanted]

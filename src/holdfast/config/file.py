@@ -24,11 +24,21 @@ def change(path: Path, text: str, before: bytes | None) -> None:
     if held is None:
         raise HoldfastError("another command is changing the configuration", "try again")
     try:
-        if (path.read_bytes() if os.path.lexists(path) else None) != before:
+        if _found(path) != before:
             raise HoldfastError(f"{path} was changed meanwhile, and is not overwritten", "do it again")
         replace(path, text)
     finally:
         os.close(held)
+
+
+def _found(path: Path) -> bytes | None:
+    """What is in the file; None when there is none, as for a link that leads nowhere yet. Raises HoldfastError."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise HoldfastError(f"can't read {path}: {error.strerror}", f"ls -ld {path}") from None
 
 
 def replace(path: Path, text: str) -> None:
@@ -36,22 +46,30 @@ def replace(path: Path, text: str) -> None:
 
     Raises HoldfastError; the old content is then untouched.
     """
+    try:
+        content = text.encode()
+    except UnicodeEncodeError:
+        raise HoldfastError(f"can't write {path}: it has half a character in it") from None
+    write(path, content)
+
+
+def write(path: Path, content: bytes) -> None:
+    """As `replace`, of bytes. A file that wasn't there is 0600."""
     target = Path(os.path.realpath(path))
     temporary = None
     try:
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)  # 0600 by itself
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
+        with os.fdopen(descriptor, "wb") as file:
             with contextlib.suppress(FileNotFoundError):
                 os.fchmod(descriptor, stat.S_IMODE(target.stat().st_mode))
-            file.write(text)
+            file.write(content)
             file.flush()
             os.fsync(descriptor)
         Path(temporary).replace(target)
-    except (OSError, UnicodeEncodeError) as error:
+    except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        reason = error.strerror if isinstance(error, OSError) else "it has half a character in it"
         raise HoldfastError(
-            f"can't write {path}: {reason}", f"ls -ld {target.parent}; df -h {target.parent}"
+            f"can't write {path}: {error.strerror}", f"ls -ld {target.parent}; df -h {target.parent}"
         ) from None

@@ -14,7 +14,8 @@ Keys = tuple[str, ...]
 
 _QUOTED = r'"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\''
 _HEADER = re.compile(rf"[ \t]*\[\[?((?:{_QUOTED}|[^\"'\]\n])+)\]")
-_ASSIGNMENT = re.compile(rf"[ \t]*((?:{_QUOTED}|[^\"'=#\n])+?)[ \t]*=")
+# Possessive: a line of very many blanks must not be looked at from each of them again.
+_ASSIGNMENT = re.compile(rf"[ \t]*+((?:{_QUOTED}|[^\"'=#\n])++)=")
 # What a value is made of; a line's end outside of brackets ends it.
 _PART = re.compile(
     r'"""(?:\\.|[^\\])*?"{3,5}' r"|'''.*?'{3,5}" rf"|{_QUOTED}" r"|#[^\n]*|[\[{]|[\]}]|\n|[^\"'#\[\]{}\n]+|.",

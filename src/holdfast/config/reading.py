@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -31,6 +32,8 @@ FORWARDS = {"forwards": Kind.LOCAL, "remote": Kind.REMOTE, "dynamic": Kind.DYNAM
 MOST_TOLD = 20
 # Characters of a mistake.
 LONGEST_TOLD = 300
+# Mistakes that are looked for down to the line of what was found; for the others the line of their key does.
+MOST_LOOKED_FOR = 100
 # Options of ssh of which it takes one.
 _SINGLE = ("-F", "-p", "-J", "-l")
 _FLAGS = ("http", "switch", "notify")
@@ -98,20 +101,24 @@ def parse(text: str, path: Path) -> list[Described]:
     Raises ConfigError with every mistake.
     """
     reading = _Reading(path)
-    tunnels = reading.document(_loaded(text, path))
+    with _without_endless_numbers(text, path):
+        tunnels = reading.document(_loaded(text, path))
     if reading.wrong:
         from holdfast.config.places import Places
 
         places = Places(text)
-        mistakes = [Mistake(places.line(keys, found), keys, told) for keys, told, found in reading.wrong]
+        mistakes = [
+            Mistake(places.line(keys, found if number < MOST_LOOKED_FOR else None), keys, told)
+            for number, (keys, told, found) in enumerate(reading.wrong)
+        ]
         raise ConfigError(path, sorted(mistakes, key=lambda mistake: mistake.line))
     return tunnels
 
 
 def usual(text: str, path: Path) -> tuple[dict[str, int], tuple[str, ...]]:
     """What [defaults] says for every tunnel: fields of control.Upkeep, and ssh's options. Raises ConfigError."""
-    reading = _Reading(path)
-    return reading.defaults(_loaded(text, path))
+    with _without_endless_numbers(text, path):
+        return _Reading(path).defaults(_loaded(text, path))
 
 
 def parse_bytes(content: bytes, path: Path) -> list[Described]:
@@ -153,6 +160,17 @@ def named_twice(forwards: Sequence[Forward]) -> Forward | None:
     return None
 
 
+@contextlib.contextmanager
+def _without_endless_numbers(text: str, path: Path) -> Iterator[None]:
+    """Has Python's refusal to write out a number of thousands of digits be a mistake. Raises ConfigError."""
+    try:
+        yield
+    except ValueError:
+        longest = max(re.finditer(r"\w+", text), key=lambda word: len(word[0]))
+        line = text.count("\n", 0, longest.start()) + 1
+        raise ConfigError(path, [Mistake(line, (), "a number here is too long")]) from None
+
+
 def _loaded(text: str, path: Path) -> dict[str, Any]:
     import tomllib  # 5 ms, which commands without a configuration needn't pay
 
@@ -160,7 +178,7 @@ def _loaded(text: str, path: Path) -> dict[str, Any]:
         return tomllib.loads(text)
     except RecursionError:
         raise ConfigError(path, [Mistake(1, (), "this is nested too deeply")]) from None
-    except ValueError as error:
+    except tomllib.TOMLDecodeError as error:
         message = str(error)
         found = re.search(r" \(at line (\d+), column (\d+)\)$", message)
         line = int(found[1]) if found else text.count("\n") + 1
@@ -235,14 +253,17 @@ class _Reading:
 
     def _forwards(self, where: Keys, table: dict[str, Any], start: Start) -> tuple[Forward, ...]:
         found: list[Forward] = []
+        taken: set[tuple[bool, Address]] = set()
         for key, kind in FORWARDS.items():
             for text in self._texts(where, table, key, '["8888"]', or_number=True):
                 forward = self._checked((*where, key), text, functools.partial(self._forward, kind=kind))
                 if forward is not None:
-                    problem = _problem_of(forward, found, expose=bool(table.get("expose")))
-                    found += [] if problem else [forward]
+                    problem = _problem_of(forward, taken, expose=bool(table.get("expose")))
                     if problem:
                         self._say((*where, key), f"{forward.listen} {problem}", text)
+                    else:
+                        found.append(forward)
+                        taken |= listeners(forward)
         if start is Start.DEMAND and table.get("remote"):
             told = 'a tunnel with start = "demand" has no connection, and so no remote forwards, until it is used'
             self._say((*where, "remote"), told)
@@ -376,11 +397,11 @@ class _Reading:
         self.wrong.append((keys, text, found))
 
 
-def _problem_of(forward: Forward, others: Sequence[Forward], *, expose: bool) -> str:
-    """What speaks against a forward beside the `others` of its tunnel, or ''."""
-    if forward.kind is not Kind.REMOTE and not forward.listen.is_loopback and not expose:
+def _problem_of(forward: Forward, taken: Set[tuple[bool, Address]], *, expose: bool) -> str:
+    """What speaks against a forward where others of its tunnel have `taken` those listeners, or ''."""
+    if not forward.listen.is_loopback and not expose:
         return "can be reached by other machines; leave the address out, or add expose = true"
-    if named_twice([*others, forward]):
+    if taken & listeners(forward):
         return "is named twice; each forward needs a port of its own"
     return ""
 

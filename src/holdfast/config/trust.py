@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from holdfast import paths
-from holdfast.errors import HoldfastError, UsageError
+from holdfast.errors import UsageError
 
 if TYPE_CHECKING:
     from holdfast.config.reading import Described
@@ -19,8 +20,16 @@ if TYPE_CHECKING:
 FILE = ".holdfast.toml"
 # Bytes of a file that somebody wrote by hand, and more.
 LONGEST_FILE = 1024 * 1024
-# Options of ssh_config that have ssh run a program, or load a library, on this machine.
-_RUNS = ("proxycommand", "localcommand", "knownhostscommand", "pkcs11provider", "securitykeyprovider", "include")
+# The keywords of ssh_config that are known to change nothing but the connection. With others ssh can be had to run
+# a program, to load a library or to write into a file on this machine, some of them in ways that only ssh knows.
+_HARMLESS = frozenset(
+    (
+        *("addressfamily", "ciphers", "compression", "connectionattempts", "connecttimeout"),
+        *("gssapiauthentication", "hostkeyalgorithms", "identitiesonly", "ipqos", "kexalgorithms", "macs"),
+        *("passwordauthentication", "port", "preferredauthentications", "pubkeyauthentication", "rekeylimit"),
+        *("serveralivecountmax", "serveraliveinterval", "tcpkeepalive"),
+    )
+)
 
 
 class ProjectFile(NamedTuple):
@@ -34,28 +43,48 @@ def find(folder: Path) -> ProjectFile | None:
     The home directory is the last that is looked into, and a folder that is another user's is not.
     Raises UsageError for a file that somebody else could have written.
     """
+    homes = (Path.home(), Path(os.path.realpath(Path.home())))
     for where in (folder, *folder.parents):
         if not _may_look_into(where):
             return None
         with contextlib.suppress(FileNotFoundError):
             return ProjectFile(where / FILE, _read_or_say_why(where / FILE))
-        if where == Path.home():
+        if where in homes:
             return None
     return None
 
 
-def digest(file: ProjectFile, described: Iterable[Described] = ()) -> str:
-    """What the user agrees to: this content at this place, with the ssh configurations that it has ssh read.
+def configurations(described: Iterable[Described]) -> dict[str, bytes]:
+    """What is in the ssh configurations that the tunnels of a project have ssh read (-F), by their paths.
 
-    Raises UsageError for one of those that can't be read whole, or that others can write to.
+    Raises UsageError for one that isn't there, can't be read whole, or that others can write to.
     """
-    import hashlib
+    found: dict[str, bytes] = {}
+    for path in sorted(
+        {value for tunnel in described for option, value in _pairs(tunnel) if _is_file(option, value)}
+    ):
+        try:
+            found[path] = _read_or_say_why(Path(path))
+        except FileNotFoundError:
+            raise UsageError(f"there is no {path}, which ssh is to read", f"ls -l {path}") from None
+    return found
 
+
+def digest(file: ProjectFile, configurations: Mapping[str, bytes]) -> str:
+    """What the user agrees to: this content at this place, with the ssh configurations that it has ssh read."""
     parts = [os.fsencode(file.path), file.content]
-    for path in sorted({path for tunnel in described for path in _configurations(tunnel)}):
-        with contextlib.suppress(FileNotFoundError):
-            parts += [os.fsencode(path), _read_or_say_why(Path(path))]
-    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+    for path, content in sorted(configurations.items()):
+        parts += [os.fsencode(path), content]
+    return _sha256(b"".join(bytes.fromhex(_sha256(part)) for part in parts))
+
+
+def with_copies(tunnel: Described, configurations: Mapping[str, bytes]) -> Described:
+    """`tunnel`, with ssh reading copies of the `configurations`: what the user has agreed to, whatever is there at
+    some later reconnect. Raises HoldfastError."""
+    words: list[str] = []
+    for option, value in _pairs(tunnel):
+        words += [option, str(_copy(configurations[value])) if _is_file(option, value) else value]
+    return tunnel._replace(options=tuple(words))
 
 
 def is_allowed(digest: str) -> bool:
@@ -64,12 +93,9 @@ def is_allowed(digest: str) -> bool:
 
 def allow(file: ProjectFile, digest: str) -> None:
     """Remembers that the user has agreed. Raises HoldfastError."""
-    try:
-        descriptor = os.open(_allowed() / digest, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as note:
-            note.write(os.fsencode(file.path))
-    except OSError as error:
-        raise HoldfastError(f"can't remember that: {error.strerror}", f"df -h {_allowed()}") from None
+    from holdfast.config.file import write
+
+    write(_allowed() / digest, os.fsencode(file.path))  # whole or not at all: `deny` knows it by its content
 
 
 def deny(path: Path) -> bool:
@@ -80,20 +106,51 @@ def deny(path: Path) -> bool:
     return bool(notes)
 
 
-def programs(tunnel: Described) -> list[str]:
-    """The options of `tunnel` that can have ssh run programs on this machine, as they are written."""
-    pairs = zip(tunnel.options[::2], tunnel.options[1::2], strict=True)
-    return [f"{option} {value}" for option, value in pairs if option == "-F" or _runs(option, value)]
+def options(tunnel: Described) -> list[tuple[str, bool]]:
+    """ssh's options of `tunnel`, as they are written, and whether each can have ssh run programs or change files
+    on this machine. Those that can come last."""
+    told = [(f"{option} {value}", not _is_harmless(option, value)) for option, value in _pairs(tunnel)]
+    return sorted(told, key=lambda one: one[1])
 
 
-def _runs(option: str, value: str) -> bool:
-    keyword = value.replace("=", " ", 1).replace('"', " ").split(maxsplit=1)[:1]
-    return option == "-o" and keyword != [] and keyword[0].lower() in _RUNS
+def _is_harmless(option: str, value: str) -> bool:
+    match option:
+        case "-p" | "-i":
+            return True
+        case "-F":
+            return not _is_file(option, value)
+        case "-J" | "-l":  # may become a part of a command line that a shell reads
+            return re.fullmatch(r"[\w.@:,/\[\]%-]+", value, re.ASCII) is not None
+        case "-o":
+            found = re.fullmatch(r'(\w+)[ =][^"]*', value, re.ASCII)  # ssh takes quotes away, within words too
+            return found is not None and found[1].lower() in _HARMLESS
+        case _:
+            return False
 
 
-def _configurations(tunnel: Described) -> list[str]:
-    pairs = zip(tunnel.options[::2], tunnel.options[1::2], strict=True)
-    return [value for option, value in pairs if option == "-F" and value != "none"]
+def _pairs(tunnel: Described) -> Iterable[tuple[str, str]]:
+    return zip(tunnel.options[::2], tunnel.options[1::2], strict=True)
+
+
+def _is_file(option: str, value: str) -> bool:
+    """Whether that names an ssh configuration."""
+    return option == "-F" and value != "none"
+
+
+def _copy(content: bytes) -> Path:
+    """A file of ours with this content. Raises HoldfastError."""
+    from holdfast.config.file import write
+
+    copy = paths.private_dir(paths.state_dir() / "configurations") / _sha256(content)
+    if not copy.exists():
+        write(copy, content)
+    return copy
+
+
+def _sha256(content: bytes) -> str:
+    import hashlib
+
+    return hashlib.sha256(content).hexdigest()
 
 
 def _allowed() -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 from holdfast.config.reading import FORWARDS, KEYS, ConfigError, Described, Start, parse, usual
 from holdfast.config.spelling import duration, shown_mode
 from holdfast.control import ForwardStatus, TunnelStatus, Upkeep
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, UsageError
 from holdfast.forward import Address, Forward, Kind, parse_address
 
 _FLAGS = ("http", "switch", "notify")
@@ -38,7 +38,8 @@ def table_of(tunnel: Described, upkeep: dict[str, int], options: Sequence[str]) 
 def with_tunnel(text: str, tunnel: Described, path: Path) -> str:
     """`text`, the file at `path`, with the table of `tunnel` added to it, or changed in it.
 
-    Raises ConfigError where the file has mistakes, or would have; HoldfastError where its form is in the way.
+    Raises ConfigError where the file has mistakes, UsageError where it would have, HoldfastError where its form is
+    in the way.
     """
     before = parse(text, path)
     table = table_of(tunnel, *usual(text, path))
@@ -52,7 +53,11 @@ def with_tunnel(text: str, tunnel: Described, path: Path) -> str:
         after = parse(changed, path)
     except ConfigError as error:
         if any(mistake.keys for mistake in error.mistakes):
-            raise
+            # Their lines are those of a text that nobody has.
+            raise UsageError(
+                f"not written: {'; '.join(mistake.text for mistake in error.mistakes)}",
+                "change what you asked for; the file is as it was",
+            ) from None
         raise _in_the_way(tunnel.name) from None  # it isn't TOML any more: `tunnels = {...}` ends with its line
     if [other for other in after if other.name != tunnel.name] != others or len(after) != len(others) + 1:
         raise _in_the_way(tunnel.name)
@@ -81,9 +86,12 @@ def written(forward: Forward) -> str:
 
 
 def described(status: TunnelStatus) -> Described:
-    """A running tunnel as a file would describe it; of its forwards those that stay. Raises UsageError."""
+    """A running tunnel as a file would describe it; of its forwards those that stay. Raises UsageError.
+
+    A program's and a notebook's don't: where they listen and lead is new each time.
+    """
     upkeep = {field: int(value) for field, value in status["upkeep"].items() if isinstance(value, int)}
-    kept = [forward for forward in status["forwards"] if forward["kept"]]
+    kept = [forward for forward in status["forwards"] if forward["kept"] and not forward["notebook"]]
     return Described(
         name=status["name"],
         host=status["host"],
@@ -91,7 +99,7 @@ def described(status: TunnelStatus) -> Described:
         start=Start.DEMAND if upkeep.get("lazy") else Start.MANUAL,
         options=tuple(status["options"]),
         upkeep=upkeep,
-        expose=any(one["exposed"] and one["kind"] != Kind.REMOTE for one in kept),
+        expose=any(forward["exposed"] for forward in kept),
     )
 
 

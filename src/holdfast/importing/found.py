@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from holdfast.config.reading import Described, named_twice
+from holdfast.config.reading import Described, listeners
 from holdfast.control import check_host, check_name, check_options, default_name
 from holdfast.errors import UsageError
-from holdfast.forward import Forward, Kind, parse
+from holdfast.forward import Address, Forward, Kind, parse
 
 LONGEST_SHOWN = 60
 
@@ -46,7 +46,7 @@ def describe(tunnel: Described, place: str) -> Found:
         name=name,
         groups=tuple(dict.fromkeys(groups)),
         forwards=tuple(forwards),
-        expose=any(_is_exposed(forward) for forward in forwards),
+        expose=not all(forward.listen.is_loopback for forward in forwards),
     )
     return Found((settled,), tuple(Remark(place, text) for text in remarks))
 
@@ -109,26 +109,27 @@ def _each_once(forwards: Sequence[Forward]) -> tuple[list[Forward], list[str]]:
     """The forwards that listen where none before them does, and what to say of the others."""
     kept: list[Forward] = []
     remarks: list[str] = []
+    taken: set[tuple[bool, Address]] = set()
     for forward in dict.fromkeys(forwards):
-        if named_twice([*kept, forward]):
+        if taken & listeners(forward):
             remarks.append(f"the second forward on {forward.listen} is left out: each needs a port of its own")
         else:
             kept.append(forward)
+            taken |= listeners(forward)
     return kept, remarks
 
 
-def _is_exposed(forward: Forward) -> bool:
-    return forward.kind is not Kind.REMOTE and not forward.listen.is_loopback
-
-
 def _of_exposure(forwards: Sequence[Forward]) -> Iterator[str]:
-    here = [str(forward.listen) for forward in forwards if _is_exposed(forward)]
+    exposed = [forward for forward in forwards if not forward.listen.is_loopback]
+    here = [str(forward.listen) for forward in exposed if forward.kind is not Kind.REMOTE]
     if here:
         yield f"other machines can connect to {' and '.join(here)}: expose = true allows that"
-    there = [forward.listen for forward in forwards if forward.kind is Kind.REMOTE]
-    for listen in there:
-        if not listen.is_loopback:
-            yield f"other machines can connect to {listen} over there, where its sshd allows that"
+    for forward in exposed:
+        if forward.kind is Kind.REMOTE:
+            yield (
+                f"other machines can connect to {forward.listen} over there, where its sshd allows that: "
+                "expose = true asks for it"
+            )
 
 
 def _of_files(options: Sequence[str]) -> Iterator[str]:
