@@ -19,7 +19,7 @@ from holdfast.control import TunnelStatus
 from holdfast.errors import HoldfastError
 from tests import records
 from tests.conftest import Run, Web, get, is_open, tunnel
-from tests.sshd import Sshd, free_port, wait_for
+from tests.sshd import Sshd, free_port
 
 
 @pytest.fixture
