@@ -247,6 +247,18 @@ def test_a_tunnel_that_somebody_takes_down_is_told_as_down(lab: Open, holdfast: 
             t.status()
 
 
+def test_a_tunnel_that_somebody_took_down_is_not_brought_back_by_the_next_keeper(
+    lab: Open, holdfast: Run, web: Web, kill_keeper: Callable[[], None]
+) -> None:
+    with lab(web.port) as t:
+        wait_for(lambda: t._known is not None, "the first look")
+        holdfast("down", "lab")
+        wait_for(lambda: t.state == "down", "the news")
+        kill_keeper()
+        assert list(t.events()) == []
+        assert known() == []
+
+
 def test_a_login_that_needs_a_person_is_an_error_that_says_so(lab: Open, sshd: Sshd) -> None:
     sshd.authorized_keys.write_text("")
     with pytest.raises(LoginNeeded) as raised:

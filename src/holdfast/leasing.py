@@ -198,7 +198,7 @@ class Tunnel:
                 try:
                     self._take(self._connection.receive(None))
                 except KeeperError:
-                    if self._closing.is_set():
+                    if self._closing.is_set() or self.state == "down":  # somebody wanted it so
                         return
                     self._lease_again()
         finally:
