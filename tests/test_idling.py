@@ -154,5 +154,7 @@ def test_a_unix_socket_has_the_mode_that_was_asked_for_whoever_listens(
         assert client.recv(100)
     wait_for(lambda: state(holdfast) == "up", "the tunnel")
     assert path.stat().st_mode & 0o777 == 0o660
+    assert holdfast("up", "lab", "--mode", "0600").returncode == 0
+    assert path.stat().st_mode & 0o777 == 0o600
     holdfast("down", "lab")
     assert not path.exists()

@@ -51,6 +51,16 @@ def known() -> list[str]:
     return [found["name"] for found in client.ask(Status(()), timeout=20)]
 
 
+def keeper_of(home: Path) -> psutil.Process:
+    (keeper,) = (
+        each
+        for each in psutil.process_iter(["cmdline"])
+        if "holdfast.keeper" in (each.info["cmdline"] or [])
+        and str(home) in each.environ().get("HOLDFAST_RUNTIME_DIR", "")
+    )
+    return keeper
+
+
 def program(sshd: Sshd, port: int, environment: Mapping[str, str]) -> subprocess.Popen[str]:
     """A program that has opened a tunnel, and waits to be told to end."""
     source = (
@@ -179,6 +189,86 @@ def test_another_tunnel_of_that_name_does_not_stand_in_a_programs_way(
         assert t.name == same.name == "lab-2"
         assert t.port == same.port
         assert get(t.port) == b"hello"
+
+
+def test_two_programs_that_open_at_once_each_get_what_they_asked_for(lab: Open, sshd: Sshd, web: Web) -> None:
+    plain = ("-F", str(sshd.config))
+    other = (*plain, "-o", "Compression=yes")
+    lab(web.port).close()
+    for _ in range(3):
+        with ThreadPoolExecutor(2) as pool:
+            asked = [pool.submit(api.tunnel, "lab", web.port, options=options) for options in (plain, other)]
+        for opening, options in zip(asked, (plain, other), strict=True):
+            with opening.result() as t:
+                assert tuple(t.status()["options"]) == options
+
+
+def test_two_targets_on_one_port_number_get_a_port_each(lab: Open) -> None:
+    port = free_port()
+    with (
+        socket.create_server(("127.0.0.2", port)),
+        socket.create_server(("127.0.0.3", port)),
+        lab(f"0:127.0.0.2:{port}", f"0:127.0.0.3:{port}") as t,
+    ):
+        one, two = t.endpoints
+        assert one.port == port != two.port
+        assert t.state == "up"
+    with pytest.raises(UsageError, match="can't lead to"):
+        lab(f"{port}:127.0.0.2:1", f"{port}:127.0.0.3:1")
+
+
+def test_the_same_forward_asked_for_twice_in_one_call_is_told_twice(lab: Open, web: Web) -> None:
+    with lab(web.port, web.port) as t:
+        one, two = t.endpoints
+        assert one == two
+
+
+def test_a_port_is_the_same_after_a_loss_though_clients_come_all_the_time(lab: Open, sshd: Sshd) -> None:
+    port = free_port()
+    with socket.create_server(("127.0.0.2", port)), lab(f"0:127.0.0.2:{port}") as t:
+        assert t.port == port
+        stop = threading.Event()
+
+        def knock() -> None:
+            while not stop.is_set():
+                is_open(port)
+
+        knocking = threading.Thread(target=knock)
+        knocking.start()
+        try:
+            sshd.drop_connections()
+            wait_for(lambda: t.status()["drops"] == 1 and t.status()["state"] == "up", "the tunnel to be back")
+        finally:
+            stop.set()
+            knocking.join()
+        assert t.status()["forwards"][0]["listen"] == f"localhost:{port}"
+
+
+def test_a_host_that_was_once_brought_up_with_options_is_reached_with_them_by_all(
+    lab: Open, holdfast: Run, sshd: Sshd, web: Web, kill_keeper: Callable[[], None], home: Path
+) -> None:
+    client.connect().close()
+    holdfast("up", "-F", str(sshd.config), "lab", f"{free_port()}:{web.port}")
+    holdfast("down", "lab")
+    with api.tunnel("lab", web.port) as one, api.tunnel("lab", web.port) as two:
+        assert (one.name, one.port) == (two.name, two.port)
+        before = masters(home)
+        kill_keeper()
+        wait_for(lambda: (home / "state" / "keeper.lock").read_text(), "another keeper")
+        wait_for(lambda: one.status()["forwards"][0]["leases"] == 2, "the leases to be had again")
+        assert masters(home) == before
+
+
+def test_a_program_with_very_many_descriptors_can_start_a_keeper(
+    holdfast: Run, sshd: Sshd, web: Web, environment: Mapping[str, str]
+) -> None:
+    source = (
+        "import os, resource, holdfast\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))\n"
+        "many = [os.open('/dev/null', os.O_RDONLY) for _ in range(1100)]\n"
+        f"holdfast.tunnel('lab', {web.port}, options=('-F', {str(sshd.config)!r})).close()\n"
+    )
+    subprocess.run([sys.executable, "-c", source], env=environment, check=True, timeout=30)
 
 
 def test_a_tunnel_outlives_its_keeper_on_the_same_port(
@@ -363,14 +453,25 @@ def test_a_forked_child_does_not_keep_the_tunnel_alive(
     end(running)
 
 
+def test_a_full_disk_leaves_remembered_and_leased_tunnels_as_they_were(
+    lab: Open, holdfast: Run, sshd: Sshd, web: Web, home: Path
+) -> None:
+    own, leased = free_port(), free_port()
+    holdfast("up", "-F", str(sshd.config), "lab", f"{own}:{web.port}")
+    holdfast("down", "lab")
+    keeper = keeper_of(home)
+    with lab(f"{leased}:{web.port}") as t:
+        keeper.rlimit(psutil.RLIMIT_FSIZE, (0, psutil.RLIM_INFINITY))
+        assert "is the disk full" in holdfast("up", "lab", f"{leased}:{web.port}").stderr
+        assert not t.status()["forwards"][0]["kept"]
+        keeper.rlimit(psutil.RLIMIT_FSIZE, (psutil.RLIM_INFINITY, psutil.RLIM_INFINITY))
+    assert not is_open(leased)
+    assert f"localhost:{own}" in holdfast("up", "lab").stdout
+
+
 def test_two_hundred_leases_at_once_leak_nothing(lab: Open, web: Web, home: Path) -> None:
     lab(web.port).close()
-    (keeper,) = [
-        each
-        for each in psutil.process_iter(["cmdline"])
-        if "holdfast.keeper" in (each.info["cmdline"] or [])
-        and str(home) in each.environ().get("HOLDFAST_RUNTIME_DIR", "")
-    ]
+    keeper = keeper_of(home)
     before = keeper.num_fds()
     threads = threading.active_count()
 

@@ -279,7 +279,7 @@ def _greeted(path: str, seconds: float) -> Connection | None:
     connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connected.settimeout(seconds)
     try:
-        connected.connect(path)
+        _connect(connected, path, seconds)
         if peer_uid(connected) != os.getuid():  # it would be told our environment, and obeyed
             raise ConnectionRefusedError
         return Connection(connected, _read_greeting(connected))
@@ -289,6 +289,18 @@ def _greeted(path: str, seconds: float) -> Connection | None:
     except TimeoutError:
         connected.close()
         raise
+
+
+def _connect(connected: socket.socket, path: str, seconds: float) -> None:
+    """Raises TimeoutError after so many seconds in which the keeper's queue was full, OSError."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return connected.connect(path)
+        except BlockingIOError:  # Linux, of a Unix socket: it is not waited for
+            if time.monotonic() > deadline:
+                raise TimeoutError from None
+            time.sleep(0.02)
 
 
 def stop(connection: Connection) -> None:
@@ -355,7 +367,9 @@ def _spawn() -> None:
                 _started.append(process.pid)
         finally:
             os.close(told)
-        if not select.select([answer], [], [], START)[0]:
+        waiting = select.poll()  # select() takes no descriptor above 1023, which a program may have
+        waiting.register(answer, select.POLLIN)
+        if not waiting.poll(START * 1000):
             raise KeeperError(
                 f"the keeper did not start within {START:g} s", f"its own words: {paths.keeper_log()}"
             )

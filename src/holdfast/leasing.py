@@ -15,7 +15,7 @@ import threading
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from holdfast import client
 from holdfast.config.users import of_user
@@ -34,6 +34,9 @@ from holdfast.control import (
 from holdfast.errors import HoldfastError, KeeperError, LoginNeeded, TookTooLong, UsageError
 from holdfast.events import Event, Known
 from holdfast.forward import Forward, Kind, build, parse, parse_address
+
+if TYPE_CHECKING:
+    import asyncio
 
 # Seconds from one try to be given the forwards by a new keeper to the next.
 _PAUSE = 1.0
@@ -74,6 +77,8 @@ class Tunnel:
         self.name = leased["name"]
         self._first_state = leased["state"]
         self._forwards = leased["forwards"]
+        # What the tunnel of that name really goes by: the next keeper is asked for exactly that.
+        self._host, self._options = leased["host"], tuple(leased["options"])
         self._thread = threading.Thread(target=self._listen, name=f"holdfast {self.name}", daemon=True)
         self._thread.start()
 
@@ -137,8 +142,8 @@ class Tunnel:
         finally:
             self._remove_listener(heard.put)
 
-    async def aevents(self) -> AsyncGenerator[Event, None]:
-        """As `events`, for asyncio."""
+    def aevents(self) -> AsyncGenerator[Event, None]:
+        """As `events`, for asyncio: to be called where its loop runs."""
         import asyncio
 
         loop = asyncio.get_running_loop()
@@ -149,6 +154,11 @@ class Tunnel:
                 loop.call_soon_threadsafe(heard.put_nowait, event)
 
         self._add_listener(hear)
+        return self._aheard(heard, hear)
+
+    async def _aheard(
+        self, heard: asyncio.Queue[Event | None], hear: Callable[[Event | None], object]
+    ) -> AsyncGenerator[Event, None]:
         try:
             while (event := await heard.get()) is not None:
                 yield event
@@ -167,17 +177,21 @@ class Tunnel:
 
     def close(self) -> None:
         """Gives it up, and returns once what nobody else wants is closed. Closing it again does nothing."""
+        if os.getpid() != self._process:  # a child has no part in it, and its lock may be held for ever
+            return
         with self._lock:
-            if self._closing.is_set() or os.getpid() != self._process:  # a child has no part in it
+            if self._closing.is_set():
                 return
             self._closing.set()
         if sys.is_finalizing():  # its thread doesn't run any more, and the lease ends with the program anyway
             self._connection.hang_up()
             return
-        with contextlib.suppress(KeeperError, OSError):
-            self._connection.send(Release())
-            self._released.wait(_CLOSING)
-        self._connection.hang_up()
+        try:
+            with contextlib.suppress(KeeperError, OSError):
+                self._connection.send(Release())
+                self._released.wait(_CLOSING)
+        finally:  # also when the program is interrupted while it waits
+            self._connection.hang_up()
         self._thread.join()
         self._connection.close()
 
@@ -203,6 +217,7 @@ class Tunnel:
                     self._lease_again()
         finally:
             self._released.set()
+            self._connection.close()
             with self._lock:
                 self._closing.set()
                 for tell in self._tell_of:
@@ -231,13 +246,17 @@ class Tunnel:
         """Has the next keeper, which is started if need be, hold what the one before it held."""
         self._connection.close()
         forwards = tuple(encode_forward(_forward(forward)) for forward in self._forwards)
-        request = self._request._replace(name=self.name, forwards=forwards, wait=False)
+        request = self._request._replace(
+            host=self._host, options=self._options, name=self.name, forwards=forwards, wait=False
+        )
         while not self._closing.wait(0):
             try:
                 self._connection, _ = _lease(request, client.START)
             except (HoldfastError, OSError):
                 self._closing.wait(_PAUSE)
             else:
+                if self._closing.is_set():  # `close` has hung up on the one before, and waits
+                    self._connection.hang_up()
                 return
 
 
@@ -248,6 +267,7 @@ def _lease(request: Up, timeout: float) -> tuple[client.Connection, TunnelStatus
     """
     last: list[TunnelStatus] = []
     connection = client.connect()
+    _open.add(connection)
     try:
         (leased,) = client.answer_of(connection, request, timeout, last.append)
         if request.wait:
@@ -262,7 +282,6 @@ def _lease(request: Up, timeout: float) -> tuple[client.Connection, TunnelStatus
     except BaseException:
         connection.close()
         raise
-    _open.add(connection)
     return connection, leased
 
 
@@ -417,7 +436,7 @@ async def atunnel(
         )
     )
     try:
-        opened = await asyncio.to_thread(opening.run)
+        opened = await opening.opened()
     except asyncio.CancelledError:
         opening.give_up()
         raise
@@ -435,6 +454,33 @@ class _Opening:
         self._lock = threading.Lock()
         self._opened: Tunnel | None = None
         self._is_given_up = False
+
+    async def opened(self) -> Tunnel:
+        """By a thread of its own: `asyncio.run` would wait for those of the loop, long after it was given up."""
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        opened: asyncio.Future[Tunnel] = loop.create_future()
+
+        def end(tunnel: Tunnel | None, error: BaseException | None) -> None:
+            if opened.done():
+                return
+            if tunnel is not None:
+                opened.set_result(tunnel)
+            elif error is not None:
+                opened.set_exception(error)
+
+        def work() -> None:
+            tunnel, error = None, None
+            try:
+                tunnel = self.run()
+            except BaseException as raised:
+                error = raised
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(end, tunnel, error)
+
+        threading.Thread(target=work, name="holdfast opening", daemon=True).start()
+        return await opened
 
     def run(self) -> Tunnel:
         opened = self._open_it()

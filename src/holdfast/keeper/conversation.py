@@ -54,6 +54,8 @@ from holdfast.version import __version__
 
 # Seconds that a client may take to say what it wants.
 PATIENCE = 10.0
+# Milliseconds from one count to the next: each is a look at all connections of this machine.
+SHORTEST_INTERVAL, LONGEST_INTERVAL = 100, 86_400_000
 # Seconds that a keeper which has just started gets to find its masters again.
 ADOPTION = 5.0
 # Seconds that a keeper which is told to stop gives masters that nobody needs; the next keeper ends what is left.
@@ -196,8 +198,11 @@ class Conversation:
             case Run():
                 return await self._run(request)
             case Follow():
+                if request.interval < 0:
+                    raise KeeperError(f"{request.interval} can't be an interval")
                 await self._find_masters_again(request.names)
-                await self._tell_changes(request.names, request.interval / 1000)
+                interval = request.interval and min(max(request.interval, SHORTEST_INTERVAL), LONGEST_INTERVAL)
+                await self._tell_changes(request.names, interval / 1000)
                 return []
             case Stop():
                 await self._end(await self._keeper.ask(self._keeper.end_visits), ENDING)
@@ -247,12 +252,15 @@ class Conversation:
             and (reason := notices.why_not(request.environment))
         ):
             raise HoldfastError(reason, "leave --notify out, or do that first")
-        tunnel = await self._keeper.ask(
-            lambda: self._keeper.want(
-                found,
+
+        def want() -> Tunnel:
+            now = self._keeper.find(request)  # another client may have brought one of that name up meanwhile
+            is_same = (now.host, now.options) == (found.host, found.options)
+            return self._keeper.want(
+                now,
                 forwards,
                 request.environment,
-                settings,
+                settings if is_same else None,
                 terminal,
                 upkeep,
                 notebook,
@@ -260,7 +268,8 @@ class Conversation:
                 self._lease,
                 request.origin,
             )
-        )
+
+        tunnel = await self._keeper.ask(want)
         if not request.wait:
             return [tunnel.status()]
         try:

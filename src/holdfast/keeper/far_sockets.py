@@ -22,7 +22,7 @@ PATIENCE = 10.0
 _REMOVE = r"""
 [ -S "$path" ] && [ -O "$path" ] && [ -r /proc/net/unix ] || return 0
 while read -r _ _ _ flags _ _ _ name; do
-    [ "$name" = "$path" ] && [ "$flags" = 00010000 ] && return 0
+    case $name in "$path" | "$path~") [ "$flags" = 00010000 ] && return 0 ;; esac  # ours are renamed: guard.BESIDE
 done </proc/net/unix
 rm -f -- "$path" && tell removed
 """
@@ -51,6 +51,7 @@ async def _takes_connections(master: Master, path: str, round_trip: Callable[[],
     """Raises MasterError, OSError, TimeoutError."""
     listen = Address(path=str(master.socket.with_suffix(".try")))
     forward = Forward(Kind.LOCAL, listen, Address(path=path))
+    Path(listen.path).unlink(missing_ok=True)  # a keeper may have been killed right here
     await master.control.open_forward(forward, listen, OPENING)
     try:
         return await stays_open(listen, round_trip)

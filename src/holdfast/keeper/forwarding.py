@@ -74,6 +74,8 @@ class OpenForward:
     # What listens when no master does; a remote forward has none.
     guard: Guard | None = None
     tally: Tally = field(default_factory=Tally)
+    # A master has listened for it before: whoever asked for it knows its port, which leads elsewhere.
+    was_open: bool = False
     # The port that the server chose for a remote forward with port 0.
     chosen_port: int = 0
     # The notebook server that it leads to, and where that has moved to, until whoever sees to the port knows.

@@ -12,7 +12,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -197,6 +197,14 @@ class Guard:
             copy.close()
         else:
             self._copies[listen] = copy
+
+    def set_mode(self, mode: int, at_master: Collection[Address]) -> None:
+        """Gives its Unix sockets that mode, those at which a master listens too."""
+        self.mode = mode
+        for listen in {*self._listeners, *at_master}:
+            if listen.path and Path(listen.path).is_socket():
+                with contextlib.suppress(OSError):
+                    Path(listen.path).chmod(mode)
 
     def let_go(self, listen: Address) -> None:
         """Stops listening. Who has come by now is held; the next one must find a master there."""

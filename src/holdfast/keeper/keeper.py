@@ -17,10 +17,10 @@ import traceback
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from holdfast import paths
-from holdfast.control import Run, Up, Upkeep, check_name, check_upkeep, default_name
+from holdfast.control import LONGEST_NAME, Run, Up, Upkeep, check_name, check_upkeep, default_name
 from holdfast.errors import Exit, HoldfastError, KeeperError, UsageError
 from holdfast.forward import Forward, Kind, parse
 from holdfast.jupyter.servers import Notebook
@@ -67,6 +67,15 @@ NOTEBOOK_HOLD = 900
 GRACE = 10.0
 # Seconds after a change of the network, or a wake, for which it is said to have brought a link back.
 CREDIT = 15.0
+
+
+class _Before(NamedTuple):
+    """What asking for a tunnel may change of it: what is remembered under its name, and of what it has."""
+
+    past: SavedTunnel | None
+    origin: str
+    upkeep: Upkeep
+    only_leased: list[OpenForward]
 
 
 class Keeper:
@@ -216,6 +225,7 @@ class Keeper:
 
     def _find_beside(self, request: Up, name: str) -> SavedTunnel:
         """A program's tunnel where that of its host's name is another one: what it had, or a new one."""
+        name = name[: LONGEST_NAME - 6]
         for number in itertools.count(2):
             beside = self.tunnels.get(f"{name}-{number}")
             if beside is None:
@@ -235,7 +245,9 @@ class Keeper:
         up = self.tunnels.get(known.name)
         is_anothers = request.lease and up is not None and not up.is_kept
         says_options = bool(request.options or request.origin or is_anothers)
-        return request.host not in (known.host, known.name) or (says_options and request.options != known.options)
+        past = self._past.get(known.name)
+        options = request.options or (past.options if past and is_anothers else ())
+        return request.host not in (known.host, known.name) or (says_options and options != known.options)
 
     def want(
         self,
@@ -265,15 +277,23 @@ class Keeper:
         placing.check_lazy(found.name, kept_as, [*added, *(tunnel.plain_forwards if tunnel else [])])
         for forward in added:
             self.ports_here.check_overlap(forward)
-        prepared = {forward: self.ports_here.prepare(forward, found, notebook, lease) for forward in added}
+        prepared: dict[Forward, OpenForward] = {}
+        for forward in added:
+            beside = [own.forward for own in prepared.values()]
+            placing.check_beside(forward, beside)
+            prepared[forward] = self.ports_here.prepare(forward, found, notebook, lease, beside)
         if tunnel is None:
             tunnel = Tunnel(found.name, self._link_to(found.host, found.options), check_upkeep(found.upkeep))
             self.tunnels[found.name] = tunnel
+        known = [own for own in asked.values() if own]
+        before = _Before(
+            self._past.get(found.name), tunnel.origin, tunnel.upkeep, [own for own in known if not own.kept]
+        )
         if lease is None:
             self._past.pop(found.name, None)
             tunnel.origin = origin or tunnel.origin
-        for forward, own in asked.items():
-            (own or prepared[forward]).claim(lease)
+        for forward in forwards:  # asked for twice, it is told twice
+            (asked[forward] or prepared[forward]).claim(lease)
         if upkeep is not None:
             tunnel.upkeep = upkeep
         for own in tunnel.forwards:  # its notebook may be another one, too
@@ -293,9 +313,20 @@ class Keeper:
         self.notebooks.look(link)
         if link.ports is not None:
             link.ports.open_wanted()
-        undo = functools.partial(self._take_away, tunnel, opened)
+        undo = functools.partial(self._take_back, tunnel, opened, before)
         self._undo = undo if lease is None else functools.partial(self.release, lease)
         return tunnel
+
+    def _take_back(self, tunnel: Tunnel, opened: list[OpenForward], before: _Before) -> None:
+        """Has the tunnel be as it was before it was asked for."""
+        if before.past is not None:
+            self._past[tunnel.name] = before.past
+        tunnel.origin, tunnel.upkeep = before.origin, before.upkeep
+        for own in before.only_leased:
+            own.kept = False
+        for own in tunnel.forwards:
+            self._guarded_forward(tunnel, own)
+        self._take_away(tunnel, opened)
 
     def release(self, lease: Lease) -> list[asyncio.Task[None]]:
         """Ends a program's claim, and the forwards that nobody else wants; what to wait for."""
@@ -337,7 +368,8 @@ class Keeper:
         ]
         matched = [tunnel.on(listens) for tunnel in chosen]
         for tunnel, forwards in zip(chosen, matched, strict=True):
-            if len(forwards) == len(tunnel.forwards) and tunnel.is_kept and not forget:
+            is_kept_after = any(own.kept for own in tunnel.forwards if own not in forwards)
+            if tunnel.is_kept and not is_kept_after and not forget:
                 self._past[tunnel.name] = saved_tunnel(tunnel, wanted=False).without_leases()
         return [
             task
@@ -495,7 +527,9 @@ class Keeper:
             if forward.guard is None:
                 came = functools.partial(self._came, tunnel.link)
                 forward.guard = Guard(forward.forward, hold, self._lobby, forward.tally, came=came)
-            forward.guard.hold, forward.guard.page, forward.guard.mode = hold, page, upkeep.mode
+            if forward.guard.mode != upkeep.mode:
+                forward.guard.set_mode(upkeep.mode, forward.listening)
+            forward.guard.hold, forward.guard.page = hold, page
         return forward
 
     def _may_switch(self, link: Link) -> bool:
@@ -593,6 +627,11 @@ class Keeper:
                 link.retry = link.retry_at = None
             case LinkAction.END:
                 self._end(link)
+            case LinkAction.DRAIN:
+                served, link.serving = link.serving, None
+                if served is not None:
+                    served.drain()
+                    link.draining.append(served)
             case LinkAction.CLOSE:
                 self._close(link)
 
@@ -735,7 +774,7 @@ class Keeper:
     def _restored(self, tunnel: Tunnel, saved: SavedForward) -> OpenForward:
         """What a program held stays for a while: the program asks for it again."""
         own = OpenForward(saved.asked, saved.forward, notebook=saved.notebook, kept=saved.kept)
-        own.chosen_port = saved.chosen_port
+        own.chosen_port, own.was_open = saved.chosen_port, True
         if not own.kept:
             grace = Lease()
             own.leases.add(grace)

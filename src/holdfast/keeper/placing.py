@@ -39,12 +39,10 @@ class PortsHere:
 
     def _overlap(self, forward: Forward) -> tuple[str, Forward] | None:
         """The tunnel, and its forward, that listens where `forward` is to."""
-        if forward.kind is Kind.REMOTE or not (forward.listen.port or forward.listen.path):
-            return None
         for other in self._tunnels.values():
-            for there in other.plain_forwards:
-                if there.kind is not Kind.REMOTE and set(there.listeners) & set(forward.listeners):
-                    return other.name, there
+            there = _clash(forward, other.plain_forwards)
+            if there is not None:
+                return other.name, there
         return None
 
     def _can_be_had(self, forward: Forward) -> bool:
@@ -95,7 +93,12 @@ class PortsHere:
         ]
 
     def prepare(
-        self, asked: Forward, found: SavedTunnel, notebook: Notebook | None, lease: Lease | None
+        self,
+        asked: Forward,
+        found: SavedTunnel,
+        notebook: Notebook | None,
+        lease: Lease | None,
+        beside: Sequence[Forward] = (),
     ) -> OpenForward:
         """`asked`, with a port of its own where any free one will do: the one it had, or a new one.
 
@@ -109,10 +112,28 @@ class PortsHere:
         before = next((saved.forward for saved in found.forwards if saved.asked == asked), None)
         if lease is not None and asked.target and asked.target.port >= UNPRIVILEGED:
             before = asked._replace(listen=asked.listen._replace(port=asked.target.port))
-        if before is not None and self._can_be_had(before):
+        if before is not None and _clash(before, beside) is None and self._can_be_had(before):
             return OpenForward(asked, before, kept=kept)
         port = processes.free_port(asked.listeners)
         return OpenForward(asked, asked._replace(listen=asked.listen._replace(port=port)), kept=kept)
+
+
+def _clash(forward: Forward, beside: Iterable[Forward]) -> Forward | None:
+    """The one of `beside` that listens here where `forward` would."""
+    if forward.kind is Kind.REMOTE or not (forward.listen.port or forward.listen.path):
+        return None
+    there = (other for other in beside if other.kind is not Kind.REMOTE)
+    return next((other for other in there if set(other.listeners) & set(forward.listeners)), None)
+
+
+def check_beside(forward: Forward, beside: Iterable[Forward]) -> None:
+    """Raises UsageError for a forward that would listen where one asked for with it does."""
+    clash = _clash(forward, beside)
+    if clash is not None:
+        raise UsageError(
+            f"{forward.listen} can't lead to {forward.target or 'SOCKS'} and to {clash.target or 'SOCKS'}",
+            "use another port for one of them, or 0 for any that is free",
+        )
 
 
 def check_lazy(name: str, upkeep: Upkeep, forwards: Iterable[Forward]) -> None:

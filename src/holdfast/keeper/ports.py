@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from holdfast.errors import MasterError
+from holdfast.errors import HoldfastError, MasterError
 from holdfast.forward import Kind
 from holdfast.keeper import far_sockets, forwarding, journal, processes
 from holdfast.keeper.forwarding import OpenForward, Withheld
@@ -140,7 +140,7 @@ class Ports:
             if forward.is_open:
                 return self._nobody_waits(forward, master)
             await self._open(forward, attempt, master)
-        except (MasterError, OSError):
+        except (HoldfastError, OSError):  # no port is free, too
             return False
         if forward.listening:
             self._tasks.create_task(self._after_opening(forward, attempt, master))
@@ -151,7 +151,7 @@ class Ports:
         # A master from before this keeper's time has what it had.
         after_loss = self._is_young() and attempt.known is None
         host, path = self._link.host, forward.forward.listen.path
-        if await forwarding.leads_to_itself(master, forward):
+        if not forward.was_open and await forwarding.leads_to_itself(master, forward):
             if forward.asked.listen.port:
                 forward.found(
                     ForwardState.REFUSED,
@@ -162,6 +162,7 @@ class Ports:
             forward.listen_on(processes.free_port(forward.forward.listeners))
             await forwarding.hold(forward)
         await forwarding.open_forward(master, forward, host, after_loss=after_loss)
+        forward.was_open = forward.was_open or bool(forward.listening)
         if forward.forward.kind is not Kind.REMOTE or not path:
             return
         if forward.state is ForwardState.REFUSED and await far_sockets.remove_stale(

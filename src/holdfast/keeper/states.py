@@ -63,6 +63,7 @@ class LinkAction(Enum):
     SCHEDULE = "set the time of the next try"
     CANCEL = "give up the time of the next try"
     END = "end our masters"
+    DRAIN = "the serving master ends with its last connection: somebody may just have come"
     CLOSE = "close the forwards and the guard"
 
 
@@ -97,7 +98,7 @@ LINK: dict[LinkState, dict[LinkEvent, tuple[LinkState, tuple[LinkAction, ...]]]]
         _E.LATE: (_S.STALLED, (_A.HOLD, _A.CONNECT)),
         _E.ANSWERED: (_S.UP, ()),
         _E.LOST: (_S.WAITING, (_A.HOLD, _A.SCHEDULE)),
-        _E.UNUSED: (_S.IDLE, (_A.HOLD, _A.END)),
+        _E.UNUSED: (_S.IDLE, (_A.HOLD, _A.DRAIN)),
         _E.UNWANTED: _TAKE_DOWN,
     },
     _S.STALLED: {
