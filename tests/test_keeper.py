@@ -205,7 +205,7 @@ def test_a_full_disk_fails_the_up_and_changes_nothing(
         up = holdfast("up", "lab", f"{second}:{web.port}", **state)
         assert up.returncode == 1
         assert "is the disk full" in up.stderr
-        assert not is_open(second)
+        wait_for(lambda: not is_open(second), "the port to be closed again")
         assert get(first) == b"hello"
         assert len(tunnel(holdfast("status", "--json", **state))["forwards"]) == 1
         (small / "filler").unlink()

@@ -22,6 +22,7 @@ if ! ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1; then
         echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.d/holdfast.conf
     }
 fi
+want busybox busybox
 want systemd-analyze systemd
 want curl curl
 want groff groff-base

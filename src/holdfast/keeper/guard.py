@@ -423,7 +423,8 @@ def _bound_path(listen: Address, mode: int, *, from_master: bool) -> socket.sock
         return None
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        made.unlink(missing_ok=True)
+        if is_stale(made):
+            made.unlink(missing_ok=True)
         mask = os.umask(0o177)
         try:
             listener.bind(str(made))

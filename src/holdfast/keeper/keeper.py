@@ -724,8 +724,10 @@ class Keeper:
         self.ask_later(lambda: None)
 
     def _note_changes(self) -> None:
-        for link in self._links.values():
+        for key, link in list(self._links.items()):
             self._idling.watch(link)
+            if link.is_gone and not self._is_needed(link):
+                del self._links[key]
         for tunnel in self.tunnels.values():
             # What was true before a keeper's restart has to be found out again: that is no change.
             tunnel.is_restored = tunnel.is_restored and tunnel.is_being_opened

@@ -121,6 +121,12 @@ class Link:
             self.environment = session if session.get("SSH_AUTH_SOCK") else {**self.environment, **session}
 
     @property
+    def is_gone(self) -> bool:
+        """Whether it is down, and nothing of it is left that the next one of its name would have to wait for."""
+        is_released = self.releasing is None or self.releasing.done()
+        return self.state is LinkState.DOWN and is_released and not (self.attempts or self.ending or self.known)
+
+    @property
     def attempts(self) -> list[Attempt]:
         """All that may have a master, the serving one first."""
         return [attempt for attempt in (self.serving, self.trying, *self.draining) if attempt is not None]
