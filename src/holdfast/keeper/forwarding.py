@@ -230,18 +230,14 @@ async def _open_path(master: Master, forward: OpenForward, listen: Address, held
     held_by.let_go(listen)
 
 
-async def copy_listeners(master: Master, forward: OpenForward) -> None:
+def copy_listeners(master: Master, forward: OpenForward) -> None:
     """Gives the guard copies of what `master` has just opened, where the system allows that."""
-    if forward.guard is None:
+    if forward.guard is None or forward.master is not master:
         return
-    for listen in list(forward.listening):
-        copy = None if listen.path else await asyncio.to_thread(listeners.copy_of, master.pid, listen)
-        if copy is None:
-            continue
-        if forward.master is master and listen in forward.listening:
+    for listen in forward.listening:
+        copy = None if listen.path else listeners.copy_of(master.pid, listen)
+        if copy is not None:
             forward.guard.keep_copy(listen, copy)
-        else:  # it was taken back meanwhile
-            copy.close()
 
 
 async def close_forward(forward: OpenForward) -> None:

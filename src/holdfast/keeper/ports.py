@@ -197,12 +197,13 @@ class Ports:
         return False
 
     async def _after_opening(self, forward: OpenForward, attempt: Attempt, master: Master) -> None:
-        await asyncio.gather(
-            self._let_through(forward, master),
-            self._probe(attempt, master, forward),
-            forwarding.copy_listeners(master, forward),
-        )
+        forwarding.copy_listeners(master, forward)
+        await asyncio.gather(self._let_through(forward, master), self._probe_and_tell(attempt, master, forward))
         self._changed()
+
+    async def _probe_and_tell(self, attempt: Attempt, master: Master, forward: OpenForward) -> None:
+        await self._probe(attempt, master, forward)
+        self._changed()  # whoever has asked for it waits
 
     async def _let_through(self, forward: OpenForward, master: Master) -> None:
         guard = forward.guard
