@@ -484,7 +484,7 @@ def test_two_hundred_leases_at_once_leak_nothing(lab: Open, web: Web, home: Path
     assert known() == []
     wait_for(lambda: not masters(home), "the master to end")
     wait_for(lambda: keeper.num_fds() <= before, f"{keeper.num_fds()} descriptors to be {before} again")
-    wait_for(lambda: threading.active_count() == threads, "the threads to end")
+    wait_for(lambda: threading.active_count() <= threads, "the threads to end")
 
 
 def test_an_asyncio_tunnel_is_there_inside_the_with_and_gone_after_it(lab: Open, sshd: Sshd, web: Web) -> None:

@@ -51,7 +51,7 @@ from holdfast.openssh.settings import Settings
 Result = TypeVar("Result")
 
 DEFAULT_FORWARD = parse("8888")
-# A link that was up for this long, in seconds, starts its delays anew when it is lost.
+# A link whose master came up this long ago, in seconds, starts its delays anew when it is lost.
 STEADY = 10.0
 # Losses in a row, each soon after the login, before a server is left in peace.
 QUICK_LOSSES = 2
@@ -569,6 +569,8 @@ class Keeper:
             case LinkEvent.PROVEN | LinkEvent.ANSWERED:
                 link.mended_by = self._credit(event)
                 link.up_at = now
+                if event is LinkEvent.PROVEN:
+                    link.proven_at = now
                 link.heard_at = elapsed()
                 link.attended = any(own.attended for own in (link.trying, link.serving) if own and own.master)
                 link.may_ask = _has_dialogue(link.environment) and not self._idling.is_lazy(link)
@@ -578,7 +580,7 @@ class Keeper:
                 link.failures = 0
                 link.up_at = 0.0
             case LinkEvent.RETRYABLE | LinkEvent.LOST:
-                steady = event is LinkEvent.LOST and now - link.up_at > STEADY
+                steady = event is LinkEvent.LOST and now - link.proven_at > STEADY
                 link.failures = 1 if steady else link.failures + 1
                 if event is LinkEvent.LOST and trouble is not None and link.failures > QUICK_LOSSES:
                     trouble = trouble._replace(remedy=Remedy.RETRY_LATER)  # it lets us in, and ends it again

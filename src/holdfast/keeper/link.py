@@ -94,8 +94,9 @@ class Link:
     # The keeper has just started, and doesn't know yet whether its masters still live.
     is_restored: bool = False
     known: list[Known] = field(default_factory=list)
-    # When it was last proven, on the loop's clock.
+    # When it was last up again, and when its master was proven, on the loop's clock.
     up_at: float = 0.0
+    proven_at: float = 0.0
     # What brought it back last, in words.
     mended_by: str = ""
     # Until when, on the same clock, it isn't logged in to beside a connection that has stalled.
