@@ -24,7 +24,7 @@ from holdfast.keeper.processes import (
     end_master,
     free_port,
     holder,
-    local_address,
+    own_addresses,
     why_not,
 )
 from holdfast.openssh.command import READY, master
@@ -277,19 +277,19 @@ def tell(control: Path, *words: str) -> None:
 def test_the_address_of_a_master_is_the_one_it_connected_from(carrier: Carrier) -> None:
     near, far = carrier.connect()
     with near, far:
-        assert local_address(carrier.pid) == "127.0.0.1"
+        assert own_addresses(carrier.pid)[0] == "127.0.0.1"
 
 
 def test_a_process_that_is_gone_has_no_address_and_carries_nothing() -> None:
     ended = subprocess.Popen(["true"])
     ended.wait()
-    assert local_address(ended.pid) == ""
+    assert own_addresses(ended.pid) == ("", "")
     assert carries_nothing(ended.pid, Path("/nowhere"), is_direct=True)
 
 
 def test_a_process_without_a_connection_has_no_address() -> None:
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
-        assert local_address(process.pid) == ""
+        assert own_addresses(process.pid) == ("", "")
 
 
 def test_a_master_carries_nothing_until_a_connection_comes_and_again_when_that_has_ended(

@@ -56,6 +56,8 @@ from holdfast.version import __version__
 PATIENCE = 10.0
 # Milliseconds from one count to the next: each is a look at all connections of this machine.
 SHORTEST_INTERVAL, LONGEST_INTERVAL = 100, 86_400_000
+# What people ask for, as a rule, besides Up.
+_BY_PEOPLE = (Run, Down, Restart, Status)
 # Seconds that a keeper which has just started gets to find its masters again.
 ADOPTION = 5.0
 # Seconds that a keeper which is told to stop gives masters that nobody needs; the next keeper ends what is left.
@@ -109,10 +111,9 @@ class Conversation:
         request = await self._hear()
         if request is None:
             return
-        if isinstance(request, Up | Run | Down | Restart | Status) and not (
-            isinstance(request, Up) and request.lease
-        ):
-            self._keeper.notice = ""  # a person is told now; who only looks on isn't one
+        is_a_persons = not request.lease if isinstance(request, Up) else isinstance(request, _BY_PEOPLE)
+        if is_a_persons:  # who has been told of it now; a program, or who only looks on, hasn't
+            self._keeper.notice = ""
         answering = asyncio.create_task(self._answer_or_say_why(request))
         listening = asyncio.create_task(self._listen())
         try:

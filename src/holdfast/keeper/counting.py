@@ -28,7 +28,8 @@ def count(links: Collection[Link]) -> None:
     traffic = {connection.inode: connection.traffic for connection in found}
     for link in links:
         attempt = link.serving
-        if attempt is not None and attempt.master is not None:
+        master = attempt.master if attempt else None  # it may end at any time: this is another thread
+        if attempt is not None and master is not None:
             if attempt.own_connection is None:
-                attempt.own_connection = counters.own_connection(attempt.master.pid, is_direct=attempt.is_direct)
+                attempt.own_connection = counters.own_connection(master.pid, is_direct=attempt.is_direct)
             attempt.traffic = traffic.get(attempt.own_connection or 0)

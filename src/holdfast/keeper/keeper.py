@@ -632,8 +632,7 @@ class Keeper:
             case LinkAction.DRAIN:
                 served, link.serving = link.serving, None
                 if served is not None:
-                    served.drain()
-                    link.draining.append(served)
+                    _drain(link, served)
             case LinkAction.CLOSE:
                 self._close(link)
 
@@ -646,8 +645,7 @@ class Keeper:
         if before is not None:
             self._count_drop(link)
             link.peace_until = elapsed() + PEACE
-            before.drain()
-            link.draining.append(before)
+            _drain(link, before)
         self.notebooks.withhold(link)
         if link.ports is not None:
             link.ports.serve(link.serving)
@@ -794,6 +792,12 @@ class Keeper:
         if now != self._saved:
             await asyncio.to_thread(journal.save, now)
             self._saved = now
+
+
+def _drain(link: Link, served: Attempt) -> None:
+    """Has one that served end with its last connection."""
+    served.drain()
+    link.draining.append(served)
 
 
 def _has_dialogue(session: Mapping[str, str]) -> bool:

@@ -194,6 +194,8 @@ class Attempt:
         self._is_restored_silent = False
         # The master's TCP connection is its own, with no jump host or ProxyCommand in between.
         self.is_direct = True
+        # That leads to an address of this very machine.
+        self.leads_home = False
         # The inode of its TCP connection, and the bytes that went over that, as they were counted last.
         self.own_connection: int | None = None
         self.traffic: Traffic | None = None
@@ -425,7 +427,8 @@ class Attempt:
         self.log_start = self.master.log_size()
         self._heard_at = elapsed()
         if self.is_direct:
-            self._address = await asyncio.to_thread(processes.local_address, self.master.pid)
+            self._address, other = await asyncio.to_thread(processes.own_addresses, self.master.pid)
+            self.leads_home = bool(other) and self._address == other
         self._was_proven = True
         if not self._is_abandoned and not self.is_draining:
             self._link()

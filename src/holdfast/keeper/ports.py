@@ -151,7 +151,8 @@ class Ports:
         # A master from before this keeper's time has what it had.
         after_loss = self._is_young() and attempt.known is None
         host, path = self._link.host, forward.forward.listen.path
-        if not forward.was_open and await forwarding.leads_to_itself(master, forward):
+        may_lead_to_itself = attempt.leads_home and not forward.was_open
+        if may_lead_to_itself and await forwarding.leads_to_itself(master, forward):
             if forward.asked.listen.port:
                 forward.found(
                     ForwardState.REFUSED,

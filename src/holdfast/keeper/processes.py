@@ -102,20 +102,20 @@ def _named(pid: int | None) -> Holder:
         return Holder("another program", pid)
 
 
-def local_address(pid: int) -> str:
-    """This machine's end of the TCP connection of the master `pid`, or ''. ssh opens it before any other."""
+def own_addresses(pid: int) -> tuple[str, str]:
+    """This machine's end of the TCP connection of the master `pid`, and the other one: '' for what isn't known.
+
+    ssh opens it before any other.
+    """
     with contextlib.suppress(psutil.Error, OSError):
         own = min(_connections(pid), key=lambda end: end.fd, default=None)
-        return own.laddr[0].partition("%")[0].removeprefix("::ffff:") if own and own.laddr else ""
-    return ""
+        if own is not None:
+            return _host_of(own.laddr), _host_of(own.raddr)
+    return "", ""
 
 
-def leads_home(pid: int) -> bool:
-    """Whether the TCP connection of the master `pid` is to an address of its own machine."""
-    with contextlib.suppress(psutil.Error, OSError):
-        own = min(_connections(pid), key=lambda end: end.fd, default=None)
-        return bool(own and own.laddr and own.raddr and own.laddr[0] == own.raddr[0])
-    return False
+def _host_of(end: Any) -> str:
+    return end[0].partition("%")[0].removeprefix("::ffff:") if end else ""
 
 
 def carries_nothing(pid: int, control: Path, is_direct: bool) -> bool:
