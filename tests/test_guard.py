@@ -139,6 +139,26 @@ def test_five_hundred_are_let_through_at_once(sshd: Sshd, service: Service) -> N
     assert asyncio.run(run()) == [b"got %d" % number for number in range(500)]
 
 
+def test_each_of_those_who_came_either_waits_or_has_been_let_through(sshd: Sshd, service: Service) -> None:
+    port = free_port()
+
+    async def run() -> None:
+        async with LoneLink(sshd.config, f"127.0.0.1:{port}:127.0.0.1:{service.port}") as lone:
+            with contextlib.ExitStack() as stack:
+                for _ in range(20):
+                    stack.enter_context(connect(port))
+                await until(lambda: lone.guard.waiting == 20, "all to be held")
+                serving = asyncio.create_task(lone.serve())
+                tally = lone.link.forwards[0].tally
+                while tally.let_through < 20:
+                    assert lone.guard.waiting + tally.let_through >= 20
+                    await asyncio.sleep(0)
+                await serving
+                await until(lambda: lone.guard.waiting == 0, "nobody to wait")
+
+    asyncio.run(run())
+
+
 def test_who_has_left_never_reaches_the_service(sshd: Sshd, service: Service) -> None:
     port = free_port()
 

@@ -158,6 +158,8 @@ class Guard:
         # Copies of what the master listens with.
         self._copies: dict[Address, socket.socket] = {}
         self._held: list[_Held] = []
+        # Those that are with a master just now, which has not said yet whether it takes them.
+        self._leaving: set[_Held] = set()
         self._paused = False
         self._is_closed = False
 
@@ -168,8 +170,8 @@ class Guard:
 
     @property
     def waiting(self) -> int:
-        """How many connections wait."""
-        return len(self._held)
+        """How many connections wait, those included that are being handed over."""
+        return len(self._leaving.union(self._held))
 
     def take(self, listen: Address, *, from_master: bool) -> bool:
         """Listens on `listen`. Whether that could be had; `from_master`: a master is letting it go just now."""
@@ -235,7 +237,11 @@ class Guard:
 
         async def hand_over(held: _Held) -> None:
             async with turns:
-                await self._hand_over(held, master, owned)
+                self._leaving.add(held)
+                try:
+                    await self._hand_over(held, master, owned)
+                finally:
+                    self._leaving.discard(held)
 
         results = await asyncio.gather(*(hand_over(held) for held in list(self._held)), return_exceptions=True)
         for result in results:
