@@ -858,3 +858,15 @@ def test_a_keeper_that_was_killed_is_told_of_and_another_one_found(
         assert await asyncio.to_thread(get, described) == b"hello"
 
     play(app, scenario)
+
+
+def test_a_tick_that_comes_while_the_screen_is_taken_down_is_for_nothing() -> None:
+    app = full_screen()
+
+    async def scenario(pilot: Pilot[None]) -> None:
+        await app.tunnels.remove()
+        app.look()
+        app.on_log_end(LogEnd("lab", ["up"]))
+
+    play(app, scenario)
+    app.look()

@@ -165,6 +165,11 @@ class TunnelScreen(App[None]):
         return self.screen_stack[0]
 
     @property
+    def _is_there(self) -> bool:
+        """Whether there is anything to show on: the clock may tick while the screen is being taken down."""
+        return bool(self.screen_stack and self._main.query(TunnelList))
+
+    @property
     def tunnels(self) -> TunnelList:
         return self._main.query_one(TunnelList)
 
@@ -191,7 +196,7 @@ class TunnelScreen(App[None]):
         self._show()
 
     def on_log_end(self, message: LogEnd) -> None:
-        if message.name == self.tunnels.selected:
+        if self._is_there and message.name == self.tunnels.selected:
             self._log_end = message.lines
             self._show_details()
 
@@ -219,6 +224,8 @@ class TunnelScreen(App[None]):
         self._show()
 
     def _show(self) -> None:
+        if not self._is_there:
+            return
         rows = self.board.rows(self._clock.now(), self._needle)
         self._main.set_class(self._is_told and not rows and not self._needle, "-empty")
         self.tunnels.show(rows)
@@ -244,6 +251,8 @@ class TunnelScreen(App[None]):
             widget.set_class(bool(text), "-said")
 
     def _show_details(self) -> None:
+        if not self._is_there:
+            return
         pane = self._main.query_one(DetailsPane)
         is_open = self.size.height >= HIGH if self._wants_details is None else self._wants_details
         if is_open != pane.has_class("-open"):
