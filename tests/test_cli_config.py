@@ -215,8 +215,10 @@ def test_edit_keeps_what_was_written_when_it_cannot_be_put_in_place(
 def test_ctrl_c_in_the_editor_is_the_editors(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "editor.py").write_text(
         "import pathlib, signal, sys\n"
-        "signal.signal(signal.SIGINT, lambda *_: print('not now'))\n"
-        "pathlib.Path(sys.argv[1]).write_text(input('table? '))\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])\n"
+        "print('table? ', flush=True)\n"
+        "signal.sigwait([signal.SIGINT])\n"
+        "pathlib.Path(sys.argv[1]).write_text(input('not now'))\n"
     )
     monkeypatch.setenv("VISUAL", f"{sys.executable} {tmp_path / 'editor.py'}")
     child = pexpect.spawn(sys.executable, ["-m", "holdfast", "config", "edit"], timeout=20)

@@ -31,6 +31,8 @@ __all__ = ["network"]
 HEALING = 6.0
 # Seconds in which a silent cut must be seen, without anybody's asking.
 NOTICING = 10.0
+# Seconds that the port may take to be had back from the master, on a busy machine, once a loss is noticed.
+TAKING_BACK = 1.0
 # Descriptors for the program that keeps the connections which waited, once there were any.
 KEPT = 1
 # Outages at once.
@@ -122,7 +124,7 @@ class Seen:
     def calls_of_the_outage(self) -> list[Call]:
         """Those begun when it was known, and before it was over."""
         noticed = self.noticed_at if self.noticed_at is not None else self.mended_at
-        return [call for call in self.calls if noticed + 0.2 < call.began < self.mended_at]
+        return [call for call in self.calls if noticed + TAKING_BACK < call.began < self.mended_at]
 
 
 def suffer(trouble: Trouble, keys: Path, environment: Mapping[str, str]) -> Seen:
