@@ -28,7 +28,7 @@ format: setup
 bench: setup ## every figure in docs/benchmarks.md, measured again
 	@$(bin)/python -m bench
 
-docs: setup ## the site in site/, the man page, and each command's help in docs/commands.md
+docs: setup ## the site in site/, the man page, and the parts of docs/ that are made from the code
 	@$(bin)/python -m tools.reference
 	@$(bin)/python -m tools.man_page
 	@NO_MKDOCS_2_WARNING=1 $(bin)/mkdocs build --strict --quiet

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import time
 from pathlib import Path
-from typing import cast
+from typing import Any, cast, get_type_hints
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from holdfast.config.keys import TunnelTable
 from holdfast.config.places import Places
 from holdfast.config.reading import (
     DEFAULTS,
@@ -23,7 +24,7 @@ from holdfast.config.reading import (
     parse_bytes,
     usual,
 )
-from holdfast.config.spelling import duration, parse_duration, parse_mode, shown_mode
+from holdfast.config.spelling import duration, parse_duration, parse_mode
 from holdfast.config.writing import described, table_of, table_text, with_tunnel, written
 from holdfast.control import ForwardStatus, NotebookStatus, TunnelStatus, Upkeep, check_upkeep
 from holdfast.errors import HoldfastError, UsageError
@@ -414,26 +415,29 @@ def test_the_defaults_are_known_by_themselves() -> None:
     assert usual(WHOLE, PATH) == ({"notify": 1}, ("-i", str(PATH.parent / "keys/id"), "-J", "other"))
 
 
-def test_the_reference_has_every_key_with_its_default_and_its_examples_are_right() -> None:
-    reference = (Path(__file__).parent.parent / "docs" / "config.md").read_text()
-    rows = dict(re.findall(r"^\| `(\w+)` .*\| (.+?) +\|$", reference, re.MULTILINE))
-    assert list(rows) == ["host", *KEYS[1:]]
-    kept = Upkeep()
-    shown = {
-        "start": f'`"{Start.MANUAL}"`',
-        "http": "`false`",
-        "hold": f"`{kept.hold}`",
-        "hold_for": f'`"{duration(kept.hold_for)}"`',
-        "switch": f"`{str(kept.switch).lower()}`",
-        "notify": f"`{str(kept.notify).lower()}`",
-        "mode": f'`"{shown_mode(kept.mode)}"`',
-    }
-    assert shown.items() <= rows.items()
-    said = re.search(r"`\[defaults\]` says (.*?) for all", reference, re.DOTALL)
+def test_the_page_names_the_keys_of_the_defaults_and_its_example_is_right() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "config.md").read_text()
+    said = re.search(r"`\[defaults\]` says (.*?) for all", page, re.DOTALL)
     assert said is not None
     assert re.findall(r"`(\w+)`", said[1]) == list(DEFAULTS)
-    (example,) = re.findall(r"^```toml\n(.*?)^```", reference, re.MULTILINE | re.DOTALL)
+    (example,) = re.findall(r"^```toml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     assert [tunnel.name for tunnel in parse(example, PATH)] == ["lab", "gpu"]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_value_of_another_type_than_the_key_has_is_a_mistake(key: str) -> None:
+    values: dict[str, Any] = {'"login"': str, "7": int, "true": bool, '["x"]': list[str], "[7]": list[str | int]}
+    wanted = get_type_hints(TunnelTable)[key]
+    taken = {kind for text, kind in values.items() if not is_mistyped(f"[tunnels.lab]\n{key} = {text}")}
+    assert taken == ({list[str], list[str | int]} if wanted == list[str | int] else {wanted})
+
+
+def is_mistyped(text: str) -> bool:
+    try:
+        parse(text, PATH)
+    except ConfigError as error:
+        return any(mistake.text.startswith("expected ") for mistake in error.mistakes)
+    return False
 
 
 def status_of(tunnel: Described, config: str | None = None) -> TunnelStatus:

@@ -9,47 +9,25 @@ import shlex
 import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, TypedDict, get_type_hints
 
 import click
 import pytest
 from click.testing import CliRunner
-from tools.reference import commands, with_own_help
+from tools.reference import DOCUMENTS, ROOT, as_the_code_has_it, commands, with_own_help
+from tools.tables import TABLES, as_cell, default, json_type, record, with_own_tables
 
 from holdfast import __version__
 from holdfast.cli.main import COMMANDS
 from holdfast.cli.main import holdfast as program
-from holdfast.control import ForwardStatus, OutageStatus, TunnelStatus, check_host
-from holdfast.errors import Exit, UsageError
+from holdfast.control import ForwardStatus, OutageStatus, TunnelStatus, Upkeep, check_host
+from holdfast.errors import UsageError
 from holdfast.forward import Kind, parse
-from holdfast.keeper.states import LINK, ForwardState, LinkAction, LinkState
+from holdfast.keeper.states import ForwardState, LinkAction, LinkState
 from tests.conftest import Run, Web, tunnel
 from tests.sshd import Sshd, free_port, wait_for
 
-ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")})
 DOCUMENT = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-
-
-def link_table() -> str:
-    """The table LINK in Markdown: a row for each event that a state names."""
-    rows = [["state", "event", "then", "done"]]
-    for state, row in LINK.items():
-        for event, (after, actions) in row.items():
-            where = "stays" if after is state else f"`{short(after)}`"
-            rows.append(
-                [f"`{short(state)}`", event.value, where, ", ".join(action.name.lower() for action in actions)]
-            )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    rows.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        f"| {' | '.join(f'{cell:{width}}' for cell, width in zip(row, widths, strict=True))} |" for row in rows
-    )
-
-
-def short(state: LinkState) -> str:
-    """What the architecture calls a state."""
-    return state.name.lower().replace("_", " ")
 
 
 def blocks(document: Path, kinds: str = r"\w+") -> Iterator[str]:
@@ -158,16 +136,105 @@ def test_every_form_of_a_forward_in_the_readme_is_taken_and_listens_where_it_say
         assert here == str(listen) or "any free" in here or "Unix" in here or "only" in here, form
 
 
-def test_the_exit_codes_in_the_readme_are_those_of_the_code() -> None:
-    told = re.findall(r"^\| (\d+) ", section("README.md", "For scripts"), re.MULTILINE)
-    assert [int(code) for code in told] == sorted(code.value for code in Exit)
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_of_the_reference_is_in_one_document_as_the_code_has_it(name: str) -> None:
+    (document,) = (path for path in DOCUMENTS if f"<!-- {name}: begin -->\n" in path.read_text())
+    assert f"<!-- {name}: begin -->\n\n{TABLES[name]()}\n\n<!-- {name}: end -->\n" in document.read_text(), (
+        f"{document.name} is of another day; say: make docs"
+    )
 
 
-def test_the_table_of_states_in_the_architecture_is_the_codes() -> None:
-    text = (ROOT / "ARCHITECTURE.md").read_text()
-    found = re.search(r"<!-- link states: begin -->\n+(.*?)\n+<!-- link states: end -->", text, re.DOTALL)
-    assert found is not None
-    assert found[1] == link_table(), f"put this there:\n{link_table()}"
+def test_a_table_that_is_of_another_day_is_replaced_and_nothing_else() -> None:
+    page = (ROOT / "docs/json.md").read_text()
+    told = "how many programs hold it"
+    assert page.count(told) == 1
+    assert with_own_tables(page.replace(told, "another text")) == page
+    with pytest.raises(ValueError, match=r"control\.ForwardStatus has no end"):
+        with_own_tables(page.replace("<!-- control.ForwardStatus: end -->", ""))
+
+
+def test_making_the_reference_again_changes_nothing() -> None:
+    assert [path.name for path in DOCUMENTS if as_the_code_has_it(path) != path.read_text()] == []
+
+
+class Told(TypedDict):
+    """A record of which one field isn't explained."""
+
+    said: int
+    """What is said
+    of it."""
+    unsaid: str | None
+
+
+def test_a_field_that_nothing_explains_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"Told\.unsaid"):
+        record(Told)
+
+
+class TellsTheRest(TypedDict):
+    said: int
+    """Another thing."""
+    unsaid: str | None
+    """ISO 8601."""
+
+
+def test_a_field_is_explained_by_its_own_record_first() -> None:
+    assert record(Told, TellsTheRest).splitlines() == [
+        "| field    | type           | meaning            |",
+        "| -------- | -------------- | ------------------ |",
+        "| `said`   | integer        | what is said of it |",
+        "| `unsaid` | string or null | ISO 8601           |",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("hint", "shown"),
+    [
+        (float, "number"),
+        (bool | None, "boolean or null"),
+        (list[str], "array"),
+        (tuple[ForwardStatus, ...], "[array](#a-forward)"),
+        (OutageStatus | None, "[object](#an-outage) or null"),
+        (TunnelStatus, "object"),
+    ],
+)
+def test_a_type_is_told_in_the_words_of_json(hint: object, shown: str) -> None:
+    assert json_type(hint) == shown
+
+
+def test_a_type_that_json_does_not_have_is_an_error() -> None:
+    with pytest.raises(KeyError):
+        json_type(Path)
+
+
+def test_a_default_is_the_programs_own_as_it_would_stand_in_the_file() -> None:
+    defaults = {
+        key: default(key, str) for key in ("start", "idle", "hold", "hold_for", "switch", "mode", "expose")
+    }
+    assert defaults == {
+        "start": '`"manual"`',
+        "idle": '`"0s"`',
+        "hold": f"`{Upkeep().hold}`",
+        "hold_for": '`"2m"`',
+        "switch": "`true`",
+        "mode": '`"0600"`',
+        "expose": "`false`",
+    }
+    assert default("ssh", list[str]) == "none"
+
+
+@pytest.mark.parametrize(
+    ("sentence", "cell"),
+    [
+        ("A bug.", "a bug"),
+        ("Ctrl-C.", "Ctrl-C"),
+        ("SOCKS: as -D.", "SOCKS: as -D"),
+        ("One. Two.", "one. Two"),
+        ("", ""),
+    ],
+)
+def test_a_sentence_becomes_a_cell(sentence: str, cell: str) -> None:
+    assert as_cell(sentence) == cell
 
 
 def test_the_states_that_a_user_may_see_are_all_explained() -> None:
@@ -201,19 +268,6 @@ def test_the_json_example_has_exactly_the_fields_of_the_code_in_their_order() ->
     assert list(shown["last_outage"]) == list(get_type_hints(OutageStatus))
     for forward in shown["forwards"]:
         assert list(forward) == list(get_type_hints(ForwardStatus))
-
-
-@pytest.mark.parametrize(
-    ("title", "record"),
-    [("A tunnel", TunnelStatus), ("An outage", OutageStatus), ("A forward", ForwardStatus)],
-)
-def test_each_field_is_explained_and_null_is_said_where_it_may_be(title: str, record: type) -> None:
-    hints = get_type_hints(record)
-    rows = re.findall(r"^\| `(\w+)` +\| (.+?) +\|", section("docs/json.md", title), re.MULTILINE)
-    assert [name for name, _ in rows] == list(hints)
-    assert {name for name, kind in rows if "null" in kind} == {
-        name for name, hint in hints.items() if type(None) in get_args(hint)
-    }
 
 
 def test_a_real_status_has_the_fields_and_types_of_the_example(holdfast: Run, sshd: Sshd, web: Web) -> None:

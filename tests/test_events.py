@@ -11,14 +11,15 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.control import ForwardStatus, TunnelStatus
-from holdfast.events import FIELDS, STATES, VERSION, Event, Kind, Known, changes
+from holdfast.events import FIELDS, STATES, VERSION, Event, EventRecord, Kind, Known, changes
 from holdfast.keeper.states import ForwardState, LinkState
 from tests import records
 from tests.conftest import Run
@@ -189,8 +190,20 @@ def test_forwards_can_be_told_from_events_alone(before: TunnelStatus, now: Tunne
     for event in changes(before, now, NOW):
         count += {Kind.FORWARD_ADDED: 1, Kind.FORWARD_REMOVED: -1}.get(event.kind, 0)
         assert json.dumps(event.as_json())
+        assert mistyped(event.as_json()) == []
     assert count == len(now["forwards"])
     assert changes(now, now, NOW) == []
+
+
+def mistyped(record: EventRecord) -> list[str]:
+    """The fields whose values aren't what EventRecord says."""
+    hints = get_type_hints(EventRecord)
+    return [name for name, value in record.items() if not fits(value, hints[name])]
+
+
+def fits(value: object, hint: Any) -> bool:
+    kinds = get_args(hint) if get_origin(hint) is UnionType else (hint,)
+    return any(isinstance(value, dict if is_typeddict(kind) else get_origin(kind) or kind) for kind in kinds)
 
 
 def every_kind() -> Iterator[Event]:
@@ -215,6 +228,13 @@ def test_a_record_has_the_fields_of_its_kind_and_no_others() -> None:
     for kind, record in found.items():
         assert tuple(record) == ("version", "at", "event", "tunnel", "host", *FIELDS[kind])
         assert (record["version"], record["event"]) == (VERSION, kind.value)
+        assert mistyped(record) == []
+    assert {name for record in found.values() for name in record} == set(get_type_hints(EventRecord))
+
+
+def test_a_value_of_another_type_than_the_record_says_would_be_noticed() -> None:
+    (event,) = changes(None, tunnel(), NOW)
+    assert mistyped(event._replace(state=None, reason="why").as_json()) == ["state"]
 
 
 def test_what_a_kind_has_no_field_for_is_none() -> None:
@@ -231,27 +251,6 @@ def test_the_time_of_a_record_has_milliseconds_and_its_offset() -> None:
 
 def test_the_states_are_those_that_the_keeper_shows() -> None:
     assert set(STATES) == {state.shown for state in LinkState} | {state.value for state in ForwardState}
-
-
-def rows(title: str) -> list[list[str]]:
-    """The rows of the table under a heading of docs/json.md, without what is around names."""
-    found = re.search(rf"^#+ {title}\n(.*?)(?=^#+ |\Z)", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
-    assert found is not None, title
-    lines = re.findall(r"^\| `.*\|$", found[1], re.MULTILINE)
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-
-
-def test_the_document_has_every_kind_with_its_fields() -> None:
-    told = {row[0].strip("`"): tuple(re.findall(r"`(\w+)`", row[1])) for row in rows("Events")}
-    assert told == {kind.value: fields for kind, fields in FIELDS.items()}
-
-
-def test_the_document_explains_every_field_of_an_event_and_says_where_null_may_be() -> None:
-    told = {row[0].strip("`"): row[1] for row in rows("The fields of an event")}
-    fields = {name for names in FIELDS.values() for name in names}
-    assert set(told) == {"version", "at", "event", "tunnel", "host"} | fields
-    nullable = {"reason", "hint", "target_before", "mended_by"}
-    assert {name for name, kind in told.items() if "null" in kind} == nullable
 
 
 def test_the_example_in_the_document_is_an_event_of_today() -> None:

@@ -30,8 +30,6 @@ from tests.conftest import Run
 from tests.records import forward, tunnel
 from tests.sshd import free_port, wait_for
 
-DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "machines.md"
-
 Samples = dict[str, list[tuple[dict[str, str], float]]]
 
 
@@ -135,11 +133,6 @@ def test_each_metric_has_its_help_and_type_once_and_counters_end_in_total() -> N
     for metric in METRICS:
         assert metric.name.endswith("_total") == (metric.kind == "counter")
     assert text.endswith("\n")
-
-
-def test_the_document_has_every_metric_with_its_type() -> None:
-    shown = re.findall(r"^\| `(holdfast_\w+)` +\| (\w+) ", DOCUMENT.read_text(), re.MULTILINE)
-    assert shown == [(metric.name, metric.kind) for metric in METRICS]
 
 
 Serve = Callable[..., AbstractContextManager[serving.Server]]

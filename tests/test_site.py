@@ -125,5 +125,5 @@ def test_the_manual_page_has_nothing_that_roff_complains_of() -> None:
     words = ["groff", "-man", "-Tutf8", "-ww", "-P-cbou", str(MAN_PAGE)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=True)
     assert done.stderr == ""
-    for told in ("holdfast service install", "--hold-for", "EXIT STATUS", "a person must log in"):
+    for told in ("holdfast service install", "--hold-for", "EXIT STATUS", "A person must log in"):
         assert told in done.stdout

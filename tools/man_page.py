@@ -12,7 +12,9 @@ from pathlib import Path
 
 import click
 
+from holdfast.errors import Exit
 from holdfast.version import __version__
+from tools.attribute_docs import attribute_docs
 from tools.reference import Named, commands
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -114,9 +116,8 @@ def _example(told: str, typed: str) -> Iterator[str]:
 
 
 def _exit_codes() -> Iterator[tuple[str, str]]:
-    """The table of the README, which the tests compare with the code."""
-    for code, told in re.findall(r"^\| (\d+) +\| (.+?) +\|$", (ROOT / "README.md").read_text(), re.MULTILINE):
-        yield code, told.replace("`", "")
+    for code, told in attribute_docs(Exit).items():
+        yield str(Exit[code].value), told.replace("`", "")
 
 
 def _escaped(text: str) -> str:

@@ -1,7 +1,7 @@
-"""Puts the program's own help into docs/commands.md: `python -m tools.reference`.
+"""Puts into the documents what the code says of itself: `python -m tools.reference`.
 
-Each heading there that names a command is followed by a block with its help. All else in the file is written by
-hand.
+Between `<!-- NAME: begin -->` and its end stands the table of that name (tools/tables.py). In docs/commands.md
+each heading that names a command is followed by a block with its help. All else is written by hand.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ import click
 
 from holdfast.cli.main import COMMANDS
 from holdfast.cli.main import holdfast as program
+from tools.tables import with_own_tables
 
-COMMANDS_PAGE = Path(__file__).resolve().parent.parent / "docs" / "commands.md"
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")})
+COMMANDS_PAGE = ROOT / "docs" / "commands.md"
 # What click makes of a terminal with 100 columns.
 WIDTH = 98
 
@@ -57,5 +60,13 @@ def with_own_help(page: str) -> str:
     return page
 
 
+def as_the_code_has_it(document: Path) -> str:
+    """The document's text, with the tables and the help in it as they are now."""
+    page = with_own_tables(document.read_text())
+    return with_own_help(page) if document == COMMANDS_PAGE else page
+
+
 if __name__ == "__main__":
-    COMMANDS_PAGE.write_text(with_own_help(COMMANDS_PAGE.read_text()))
+    for document in DOCUMENTS:
+        if (page := as_the_code_has_it(document)) != document.read_text():
+            document.write_text(page)

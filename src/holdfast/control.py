@@ -45,25 +45,24 @@ Record = TypeVar("Record", bound=tuple[Any, ...])
 
 
 class Upkeep(NamedTuple):
-    """How a tunnel is kept.
-
-    `hold`: connections that may wait at each forward while the link is down, for `hold_for` seconds each.
-    `http`: it carries HTTP, so a browser that waits is shown a page.
-    `switch`: the far side may end its end of a connection from which nothing comes.
-    `notify`: loss and return are told on the desktop.
-    `lazy`: the login happens when somebody connects. `idle`: seconds without a connection after which the link
-    of a lazy tunnel ends, and waits for the next one; 0 for never.
-    `mode`: the permissions of its Unix sockets, as for chmod.
-    """
+    """How a tunnel is kept."""
 
     hold: int = 512
+    """How many connections may wait at each forward during an outage."""
     hold_for: int = 120
+    """For how many seconds each of them may."""
     http: bool = False
+    """It carries HTTP: a browser that waits is shown a page."""
     switch: bool = True
+    """The far side may end its end of a connection from which nothing comes."""
     notify: bool = False
+    """Loss and return are told on the desktop."""
     lazy: bool = False
+    """The login happens when somebody connects."""
     idle: int = 0
+    """Seconds without a connection after which a lazy one is `idle` again; 0 for never."""
     mode: int = 0o600
+    """The permissions of its Unix sockets here, as a number: 384 is 0600."""
 
 
 class Up(NamedTuple):
@@ -178,38 +177,52 @@ REQUESTS: dict[str, type[Request]] = {
 
 
 class NotebookStatus(TypedDict):
-    """The notebook server that a forward leads to, as it was last seen. `version` is '' for old ones."""
+    """The notebook server that a forward leads to, as it was last seen."""
 
     directory: str
+    """Its root, over there."""
     base_url: str
+    """The path under which it is, with a `/` at each end."""
     version: str
+    """The version of Jupyter Server; empty for Notebook 6 and older."""
     pid: int
+    """Its process id, over there."""
 
 
 class ForwardStatus(TypedDict):
-    """One forward as `status --json` prints it. `url` is null where a browser has no business.
-
-    `asked` is `listen` as it was asked for, with port 0 for any. `exposed`: other machines can reach it.
-    `leases` counts the programs that hold it; `kept`: it stays without them. `connections` are those just now.
-    """
+    """One forward as `status --json` prints it."""
 
     kind: str
+    """`local`, `remote` or `dynamic`."""
     listen: str
+    """`host:port`, `[host]:port` or a path; for `remote` on the far side. `localhost` is both 127.0.0.1 and
+    ::1."""
     asked: str
+    """`listen` as it was asked for: with port 0 for any."""
     target: str | None
+    """Where it leads; null for SOCKS."""
     url: str | None
+    """What to open in a browser; null where that makes no sense."""
     state: str
+    """As for the tunnel, which shows the worst of its forwards."""
     reason: str | None
+    """Why this forward isn't up."""
     hint: str | None
+    """What to try."""
     notebook: NotebookStatus | None
+    """The notebook server that it leads to; null when holdfast doesn't know it as one."""
     exposed: bool
+    """Other machines can reach it."""
     leases: int
+    """How many programs hold it."""
     kept: bool
+    """It stays without them."""
     connections: int | None
+    """How many connections go through it just now; null when the system doesn't tell."""
 
 
 class UpkeepStatus(TypedDict):
-    """How a tunnel is kept, as control.Upkeep says."""
+    """How a tunnel is kept: the fields of Upkeep, which says what they mean."""
 
     hold: int
     hold_for: int
@@ -222,47 +235,75 @@ class UpkeepStatus(TypedDict):
 
 
 class OutageStatus(TypedDict):
-    """The last time that a tunnel's link was not up; `ended` and `mended_by` are null while it isn't."""
+    """The last time that a tunnel's link was not up."""
 
     began: str
+    """ISO 8601 with offset, to the second."""
     ended: str | None
+    """The same; null while it lasts."""
     seconds: float
+    """How long it took, or has taken."""
     reason: str
+    """Why, as it was known at first, in words for a person."""
     mended_by: str | None
+    """What brought the connection back, in words for a person; null while it lasts."""
     held: int
+    """How many connections waited."""
     let_through: int
+    """How many of them were served after it."""
 
 
 class TunnelStatus(TypedDict):
-    """One tunnel as `status --json` prints it. Times are ISO 8601 with offset, `rtt_ms` is milliseconds.
-
-    `held` connections wait just now; `switch_seconds` is the dead-man's switch's time, null where there is none.
-    `sent_bytes` and `received_bytes` are of the connection that serves, with all that goes over it.
-    """
+    """One tunnel as `status --json` prints it."""
 
     name: str
+    """Its name, by which `status`, `down`, `restart` and `logs` know it."""
     host: str
+    """What was given to ssh."""
     state: str
+    """One of the [states](states.md)."""
     reason: str | None
+    """Why it isn't up, in words for a person; or what is worth knowing although it is."""
     hint: str | None
+    """What to try."""
     since: str
+    """When this state began; ISO 8601 with offset, to the second."""
     retry_at: str | None
+    """When the next try is due; only in `waiting` and `stalled`; ISO 8601 with offset, to the millisecond."""
     rtt_ms: float | None
+    """The last round trip to the far side, in milliseconds; null when the link isn't up."""
     drops: int
+    """How many connections were lost, or replaced because they did not answer."""
     outages: int
+    """How many times it was not up, after it had been."""
     down_seconds: int
+    """For how many seconds in all, the present outage not counted."""
     last_outage: OutageStatus | None
+    """The last outage, which may not be over yet; null when this keeper saw none."""
     held: int
+    """How many connections wait just now for it to come back."""
     switch_seconds: float | None
+    """After how many seconds of silence the far side ends its end; null when it won't, or there is no
+    connection."""
     fast_path: bool | None
+    """False: the server allows no session, so small replies may take 40 ms; null when the link isn't up."""
     adopted: bool
+    """The connection is a master that you started yourself."""
     master_pid: int | None
+    """The process id of the ssh that serves it, or did until it stalled."""
     sent_bytes: int | None
+    """What was sent over the connection that serves it, by all that use that connection; starts anew with each
+    connection; null when there is none, or the system doesn't tell."""
     received_bytes: int | None
+    """The same, received."""
     options: list[str]
+    """ssh's options for it, as words."""
     upkeep: UpkeepStatus
+    """How it is kept."""
     config: str | None
+    """The configuration file that describes it."""
     forwards: list[ForwardStatus]
+    """At least one forward."""
 
 
 class Changes(TypedDict):

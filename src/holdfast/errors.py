@@ -12,12 +12,19 @@ class Exit(IntEnum):
     """The exit codes of the `holdfast` command."""
 
     OK = 0
+    """Done; for `status`: everything asked about is up."""
     FAILED = 1
+    """It did not work; the message says why."""
     USAGE = 2
+    """The command line, or your ssh configuration, is wrong."""
     NOT_UP = 3
+    """What was named, or asked about, is not up, nor idle."""
     NEEDS_LOGIN = 4
+    """A person must log in."""
     BUG = 70
+    """A bug in holdfast; the message says where the traceback is."""
     INTERRUPTED = 130
+    """Ctrl-C."""
 
 
 class HoldfastError(Exception):

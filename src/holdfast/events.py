@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple, NotRequired, TypedDict, cast
 
 from holdfast.control import Changes, ForwardStatus, TunnelStatus
 
@@ -32,15 +32,25 @@ STATES = (
 
 class Kind(StrEnum):
     ADDED = "added"
+    """The tunnel is there: it was brought up, or was there when you began to listen."""
     REMOVED = "removed"
+    """It was taken down."""
     STATE = "state"
+    """Its state is another."""
     REASON = "reason"
+    """Its state is the same, for another reason."""
     OUTAGE_BEGAN = "outage_began"
+    """Its connection is not up any more."""
     OUTAGE_ENDED = "outage_ended"
+    """It is up again."""
     FORWARD_ADDED = "forward_added"
+    """It has another forward."""
     FORWARD_REMOVED = "forward_removed"
+    """A forward was taken away."""
     FORWARD_MOVED = "forward_moved"
+    """A forward leads elsewhere, as its notebook server does, or the server gave it another port."""
     FORWARD_STATE = "forward_state"
+    """A forward's state is another."""
 
 
 # The fields that each kind has besides `at`, `tunnel` and `host`.
@@ -58,40 +68,80 @@ FIELDS: dict[Kind, tuple[str, ...]] = {
 }
 
 
-class Event(NamedTuple):
-    """Something that happened to a tunnel, noticed at `at`. What its kind doesn't have, as FIELDS says, is None.
+class EventRecord(TypedDict):
+    """An event as `events --json` prints it: its kind says which fields it has. They mean what Event's do."""
 
-    `before` is the state that ended; `forward` is as it is now (as it was, when it was removed); `seconds` is how
-    long the outage took.
-    """
-
-    at: datetime
-    kind: Kind
+    version: int
+    """1, for as long as kinds and fields keep their names and meanings."""
+    at: str
+    """When it was noticed; ISO 8601 with offset, to the millisecond."""
+    event: str
+    """Its kind."""
     tunnel: str
     host: str
-    state: str | None = None
-    before: str | None = None
-    reason: str | None = None
-    hint: str | None = None
-    forward: ForwardStatus | None = None
-    forwards: tuple[ForwardStatus, ...] | None = None
-    listen_before: str | None = None
-    target_before: str | None = None
-    seconds: float | None = None
-    mended_by: str | None = None
-    held: int | None = None
-    let_through: int | None = None
+    state: NotRequired[str]
+    before: NotRequired[str]
+    reason: NotRequired[str | None]
+    hint: NotRequired[str | None]
+    forwards: NotRequired[tuple[ForwardStatus, ...]]
+    forward: NotRequired[ForwardStatus]
+    listen_before: NotRequired[str]
+    target_before: NotRequired[str | None]
+    """Where it led; null for SOCKS."""
+    seconds: NotRequired[float]
+    mended_by: NotRequired[str | None]
+    held: NotRequired[int]
+    let_through: NotRequired[int]
 
-    def as_json(self) -> dict[str, Any]:
+
+class Event(NamedTuple):
+    """Something that happened to a tunnel. What its kind doesn't have, as FIELDS says, is None."""
+
+    at: datetime
+    """When it was noticed."""
+    kind: Kind
+    """What happened."""
+    tunnel: str
+    """The tunnel's name."""
+    host: str
+    """What was given to ssh."""
+    state: str | None = None
+    """The tunnel's [state](states.md)."""
+    before: str | None = None
+    """The state that ended, the forward's for `forward_state`."""
+    reason: str | None = None
+    """Why it isn't up, or wasn't."""
+    hint: str | None = None
+    """What to try."""
+    forward: ForwardStatus | None = None
+    """The forward as it is now, or was."""
+    forwards: tuple[ForwardStatus, ...] | None = None
+    """The tunnel's forwards."""
+    listen_before: str | None = None
+    """Where it listened."""
+    target_before: str | None = None
+    """Where it led; None for SOCKS."""
+    seconds: float | None = None
+    """How long the outage took."""
+    mended_by: str | None = None
+    """What brought the connection back, in words for a person."""
+    held: int | None = None
+    """How many connections waited."""
+    let_through: int | None = None
+    """How many of them were served after it."""
+
+    def as_json(self) -> EventRecord:
         """The record that `events --json` prints."""
-        return {
+        own = {name: getattr(self, name) for name in FIELDS[self.kind]}
+        record = {
             "version": VERSION,
             "at": self.at.isoformat(timespec="milliseconds"),
             "event": self.kind.value,
             "tunnel": self.tunnel,
             "host": self.host,
-            **{name: getattr(self, name) for name in FIELDS[self.kind]},
+            **own,
         }
+        return cast(EventRecord, record)
 
 
 class Known:

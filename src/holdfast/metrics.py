@@ -5,7 +5,7 @@ The names follow OpenMetrics: base units, counters end in `_total`. What isn't k
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from holdfast.control import ForwardStatus, TunnelStatus
@@ -13,8 +13,9 @@ from holdfast.events import STATES
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-Labels = Mapping[str, str]
 Value = float | None
+# The values of a metric's labels, in their order, and its own.
+Sample = tuple[tuple[str, ...], Value]
 
 
 class Metric(NamedTuple):
@@ -22,6 +23,7 @@ class Metric(NamedTuple):
 
     name: str
     kind: str
+    labels: tuple[str, ...]
     help: str
 
 
@@ -35,64 +37,85 @@ class OfForward(NamedTuple):
     value: Callable[[ForwardStatus], Value]
 
 
-BUILD = Metric("holdfast_build_info", "gauge", "The version of the holdfast that tells this")
-KEEPER = Metric("holdfast_keeper_up", "gauge", "Whether a keeper runs: without one nobody watches the tunnels")
-INFO = Metric("holdfast_tunnel_info", "gauge", "The tunnel's host, as it was given to ssh")
-STATE = Metric("holdfast_tunnel_state", "gauge", "1 for the state that the tunnel is in, 0 for the others")
+_TUNNEL = ("tunnel",)
+_FORWARD = ("tunnel", "kind", "listen", "target")
+
+BUILD = Metric("holdfast_build_info", "gauge", ("version",), "Always 1; the version is that of this holdfast")
+KEEPER = Metric("holdfast_keeper_up", "gauge", (), "1 while a keeper runs: without one nobody watches the tunnels")
+INFO = Metric("holdfast_tunnel_info", "gauge", ("tunnel", "host"), "Always 1; the host is as it was given to ssh")
+STATE = Metric(
+    "holdfast_tunnel_state",
+    "gauge",
+    ("tunnel", "state"),
+    "1 for the state that the tunnel is in, 0 for each other",
+)
 
 TUNNELS = (
     OfTunnel(
-        Metric("holdfast_tunnel_up", "gauge", "Whether the far side answered, and all its forwards work"),
+        Metric("holdfast_tunnel_up", "gauge", _TUNNEL, "1 when the far side answered, and all its forwards work"),
         lambda tunnel: tunnel["state"] == "up",
     ),
     OfTunnel(
-        Metric("holdfast_tunnel_rtt_seconds", "gauge", "The last round trip to the far side"),
+        Metric("holdfast_tunnel_rtt_seconds", "gauge", _TUNNEL, "The last round trip to the far side"),
         lambda tunnel: None if tunnel["rtt_ms"] is None else round(tunnel["rtt_ms"] / 1000, 9),
     ),
     OfTunnel(
         Metric(
-            "holdfast_tunnel_drops_total", "counter", "Connections that were lost, or replaced for not answering"
+            "holdfast_tunnel_drops_total",
+            "counter",
+            _TUNNEL,
+            "Connections that were lost, or replaced for not answering",
         ),
         lambda tunnel: tunnel["drops"],
     ),
     OfTunnel(
-        Metric("holdfast_tunnel_outages_total", "counter", "Times that it was not up, after it had been"),
+        Metric("holdfast_tunnel_outages_total", "counter", _TUNNEL, "Times that it was not up, after it had been"),
         lambda tunnel: tunnel["outages"],
     ),
     OfTunnel(
-        Metric("holdfast_tunnel_down_seconds_total", "counter", "How long all its outages took that are over"),
+        Metric(
+            "holdfast_tunnel_down_seconds_total", "counter", _TUNNEL, "How long all its outages took that are over"
+        ),
         lambda tunnel: tunnel["down_seconds"],
     ),
     OfTunnel(
-        Metric("holdfast_tunnel_held_connections", "gauge", "Connections that wait for it to come back"),
+        Metric("holdfast_tunnel_held_connections", "gauge", _TUNNEL, "Connections that wait for it to come back"),
         lambda tunnel: tunnel["held"],
     ),
     OfTunnel(
-        Metric("holdfast_tunnel_sent_bytes_total", "counter", "Bytes sent over the connection that serves it"),
+        Metric(
+            "holdfast_tunnel_sent_bytes_total",
+            "counter",
+            _TUNNEL,
+            "Bytes sent over the serving connection, by all who use it; starts anew with each connection",
+        ),
         lambda tunnel: tunnel["sent_bytes"],
     ),
     OfTunnel(
         Metric(
-            "holdfast_tunnel_received_bytes_total", "counter", "Bytes received over the connection that serves it"
+            "holdfast_tunnel_received_bytes_total",
+            "counter",
+            _TUNNEL,
+            "Bytes received over the serving connection, by all who use it; starts anew with each connection",
         ),
         lambda tunnel: tunnel["received_bytes"],
     ),
 )
 FORWARDS = (
     OfForward(
-        Metric("holdfast_forward_up", "gauge", "Whether the forward works"),
+        Metric("holdfast_forward_up", "gauge", _FORWARD, "1 when the forward works"),
         lambda forward: forward["state"] == "up",
     ),
     OfForward(
-        Metric("holdfast_forward_connections", "gauge", "Connections that it carries just now"),
+        Metric("holdfast_forward_connections", "gauge", _FORWARD, "Connections that it carries just now"),
         lambda forward: forward["connections"],
     ),
     OfForward(
-        Metric("holdfast_forward_leases", "gauge", "Programs that hold it"),
+        Metric("holdfast_forward_leases", "gauge", _FORWARD, "Programs that hold it"),
         lambda forward: forward["leases"],
     ),
     OfForward(
-        Metric("holdfast_forward_exposed", "gauge", "Whether other machines can reach it"),
+        Metric("holdfast_forward_exposed", "gauge", _FORWARD, "1 when other machines can reach it"),
         lambda forward: forward["exposed"],
     ),
 )
@@ -110,48 +133,44 @@ def exposition(tunnels: Sequence[TunnelStatus] | None, version: str) -> str:
     """The text that tells of these tunnels; None: no keeper runs. `version` is holdfast's own."""
     known = tunnels or ()
     lines = [
-        *_family(BUILD, [({"version": version}, 1)]),
-        *_family(KEEPER, [({}, tunnels is not None)]),
-        *_family(INFO, [({"tunnel": tunnel["name"], "host": tunnel["host"]}, 1) for tunnel in known]),
+        *_family(BUILD, [((version,), 1)]),
+        *_family(KEEPER, [((), tunnels is not None)]),
+        *_family(INFO, [((tunnel["name"], tunnel["host"]), 1) for tunnel in known]),
         *_family(STATE, (sample for tunnel in known for sample in _states(tunnel))),
     ]
     for metric, of_tunnel in TUNNELS:
-        lines += _family(metric, (({"tunnel": tunnel["name"]}, of_tunnel(tunnel)) for tunnel in known))
+        lines += _family(metric, (((tunnel["name"],), of_tunnel(tunnel)) for tunnel in known))
     ends = [(_ends(tunnel["name"], forward), forward) for tunnel in known for forward in tunnel["forwards"]]
     for metric, of_forward in FORWARDS:
         lines += _family(metric, ((labels, of_forward(forward)) for labels, forward in ends))
     return "".join(f"{line}\n" for line in lines)
 
 
-def _states(tunnel: TunnelStatus) -> Iterator[tuple[Labels, Value]]:
+def _states(tunnel: TunnelStatus) -> Iterator[Sample]:
     for state in dict.fromkeys((*STATES, tunnel["state"])):
-        yield {"tunnel": tunnel["name"], "state": state}, state == tunnel["state"]
+        yield (tunnel["name"], state), state == tunnel["state"]
 
 
-def _ends(name: str, forward: ForwardStatus) -> Labels:
-    return {
-        "tunnel": name,
-        "kind": forward["kind"],
-        "listen": forward["listen"],
-        "target": forward["target"] or "",
-    }
+def _ends(name: str, forward: ForwardStatus) -> tuple[str, ...]:
+    return name, forward["kind"], forward["listen"], forward["target"] or ""
 
 
-def _family(metric: Metric, samples: Iterator[tuple[Labels, Value]] | Sequence[tuple[Labels, Value]]) -> list[str]:
+def _family(metric: Metric, samples: Iterable[Sample]) -> list[str]:
     """The lines of one metric; none when it has no sample. Of samples with the same labels the last one counts:
     Prometheus refuses all when two are alike (two remote forwards whose ports aren't known yet)."""
-    known = {_label_set(labels): value for labels, value in samples if value is not None}
+    known = {labels: value for labels, value in samples if value is not None}
     if not known:
         return []
     return [
         f"# HELP {metric.name} {metric.help}",
         f"# TYPE {metric.name} {metric.kind}",
-        *(f"{metric.name}{labels} {_number(value)}" for labels, value in known.items()),
+        *(f"{metric.name}{_label_set(metric, labels)} {_number(value)}" for labels, value in known.items()),
     ]
 
 
-def _label_set(labels: Labels) -> str:
-    pairs = ",".join(f'{name}="{_escaped(value)}"' for name, value in labels.items())
+def _label_set(metric: Metric, values: tuple[str, ...]) -> str:
+    named = zip(metric.labels, values, strict=True)
+    pairs = ",".join(f'{name}="{_escaped(value)}"' for name, value in named)
     return f"{{{pairs}}}" if pairs else ""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, TypedDict
 from urllib.parse import quote
 
 import click
@@ -20,6 +20,35 @@ from holdfast.forward import parse_address
 from holdfast.jupyter import launch, servers
 from holdfast.jupyter.launch import Wish
 from holdfast.jupyter.servers import Found, Notebook, Server
+
+
+class ListedServer(TypedDict):
+    """A notebook server as `jupyter --list --json` prints it, with its token."""
+
+    url: str | None
+    """Its address over there, without the token; null for a Unix socket."""
+    base_url: str
+    """The path under which it is, with a `/` at each end."""
+    port: int | None
+    """Its TCP port; null for a Unix socket."""
+    socket: str | None
+    """The path of its Unix socket; null for TCP."""
+    address: str | None
+    """The address on which it is reached from the host itself; null for a Unix socket."""
+    secure: bool
+    """It speaks TLS."""
+    token: str
+    """Its token; empty when it has none."""
+    password: bool
+    """It says that it has a password."""
+    directory: str
+    """Its root."""
+    version: str | None
+    """The version of Jupyter Server; null for Notebook 6 and older."""
+    pid: int
+    """Its process id."""
+    hub: bool
+    """A JupyterHub started it, and only that can log you in."""
 
 
 @click.command(short_help="the notebook server on a host: found or started, and opened")
@@ -160,24 +189,7 @@ def _show(url: str, no_browser: bool, as_app: bool) -> int:
 
 def _list(found: Found, host: str, *, as_json: bool) -> int:
     if as_json:
-        records = [
-            {
-                "url": server.kept.url(server.place) if server.place.port else None,
-                "base_url": server.base_url,
-                "port": server.place.port or None,
-                "socket": server.place.path or None,
-                "address": server.place.host or None,
-                "secure": server.secure,
-                "token": server.token,
-                "password": server.password,
-                "directory": server.directory,
-                "version": server.version or None,
-                "pid": server.pid,
-                "hub": server.hub,
-            }
-            for server in found.servers
-        ]
-        click.echo(json.dumps({"version": 1, "servers": records}))
+        click.echo(json.dumps({"version": 1, "servers": [_listed(server) for server in found.servers]}))
     elif found.servers:
         click.echo(render.servers_table(found.servers), color=render.colour_allowed())
     else:
@@ -188,6 +200,23 @@ def _list(found: Found, host: str, *, as_json: bool) -> int:
             f"holdfast doctor {host}",
         )
     return Exit.OK
+
+
+def _listed(server: Server) -> ListedServer:
+    return ListedServer(
+        url=server.kept.url(server.place) if server.place.port else None,
+        base_url=server.base_url,
+        port=server.place.port or None,
+        socket=server.place.path or None,
+        address=server.place.host or None,
+        secure=server.secure,
+        token=server.token,
+        password=server.password,
+        directory=server.directory,
+        version=server.version or None,
+        pid=server.pid,
+        hub=server.hub,
+    )
 
 
 def _choose(found: Found, host: str, port: int | None, directory: str) -> Server:

@@ -12,6 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from holdfast.config.keys import TunnelTable
 from holdfast.config.spelling import parse_duration, parse_mode
 from holdfast.control import check_host, check_name, check_options, check_upkeep
 from holdfast.errors import UsageError
@@ -22,10 +23,7 @@ if TYPE_CHECKING:
     from holdfast.config.places import Keys
 
 # The keys of a tunnel's table, and of [defaults].
-KEYS = (
-    *("host", "forwards", "remote", "dynamic", "groups", "start", "idle", "http", "hold", "hold_for"),
-    *("switch", "notify", "mode", "expose", "ssh"),
-)
+KEYS = tuple(TunnelTable.__annotations__)
 DEFAULTS = ("http", "hold", "hold_for", "switch", "notify", "idle", "mode", "ssh")
 FORWARDS = {"forwards": Kind.LOCAL, "remote": Kind.REMOTE, "dynamic": Kind.DYNAMIC}
 # More mistakes than a person mends at once.
