@@ -75,6 +75,7 @@ class Conversation:
         writer: asyncio.StreamWriter,
     ) -> None:
         self._keeper = keeper
+        self._decisions = keeper.decisions
         self._stop = stop
         self._reader = reader
         self._writer = writer
@@ -113,7 +114,7 @@ class Conversation:
             return
         is_a_persons = not request.lease if isinstance(request, Up) else isinstance(request, _BY_PEOPLE)
         if is_a_persons:  # who has been told of it now; a program, or who only looks on, hasn't
-            self._keeper.notice = ""
+            self._decisions.notice = ""
         answering = asyncio.create_task(self._answer_or_say_why(request))
         listening = asyncio.create_task(self._listen())
         try:
@@ -206,7 +207,7 @@ class Conversation:
                 await self._tell_changes(request.names, interval / 1000)
                 return []
             case Stop():
-                await self._end(await self._keeper.ask(self._keeper.end_visits), ENDING)
+                await self._end(await self._decisions.ask(self._keeper.end_visits), ENDING)
                 return []
             case LoginEnded():
                 raise KeeperError("no login was asked for")
@@ -219,7 +220,7 @@ class Conversation:
         chosen = [tunnels[name] for name in names or tunnels if name in tunnels]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ADOPTION):
-                await self._keeper.wait_until(
+                await self._decisions.wait_until(
                     lambda: not any(tunnel.is_being_opened for tunnel in chosen), lambda: None
                 )
 
@@ -227,7 +228,7 @@ class Conversation:
         check_host(request.host)
         check_options(request.options)
         asked = [decode_forward(fields) for fields in request.forwards]
-        found = await self._keeper.ask(lambda: self._keeper.find(request))
+        found = await self._decisions.ask(lambda: self._keeper.find(request))
         known = self._keeper.tunnels.get(found.name)
         forwards = asked or self._keeper.ports_here.remembered(found)
         settings = None
@@ -270,14 +271,14 @@ class Conversation:
                 request.origin,
             )
 
-        tunnel = await self._keeper.ask(want)
+        tunnel = await self._decisions.ask(want)
         if not request.wait:
             return [tunnel.status()]
         try:
             await self._settle([tunnel])
         except asyncio.CancelledError:
             if is_new and self._broke_off and not request.lease:  # as if it had never been asked for
-                self._keeper.ask_later(lambda: self._keeper.drop([tunnel.name], ()))
+                self._decisions.ask_later(lambda: self._keeper.drop([tunnel.name], ()))
             raise
         await _prove([tunnel])
         return [tunnel.status()]
@@ -299,16 +300,16 @@ class Conversation:
                 for task in (telling, releasing):
                     task.cancel()
                 await asyncio.wait([telling, releasing])
-            await self._end(await self._keeper.ask(lambda: self._keeper.release(lease)))
+            await self._end(await self._decisions.ask(lambda: self._keeper.release(lease)))
         finally:  # a decision is carried out though its client goes away while it is saved
-            self._keeper.ask_later(lambda: self._keeper.release(lease))
+            self._decisions.ask_later(lambda: self._keeper.release(lease))
         return []
 
     async def _tell_changes(self, names: tuple[str, ...], interval: float) -> None:
         """Tells of these tunnels, or all, whenever they change, and of their counters every `interval` seconds."""
         told: dict[str, TunnelStatus] = {}
         is_first = True
-        with self._keeper.watching() as changed:
+        with self._decisions.watching() as changed:
             while True:
                 if interval:
                     await self._keeper.count()
@@ -327,10 +328,10 @@ class Conversation:
     async def _down(self, request: Down) -> list[TunnelStatus]:
         names = tuple(self._keeper.tunnels) if request.everything else request.names
         await self._end(
-            await self._keeper.ask(lambda: self._keeper.drop(names, request.listens, forget=request.forget))
+            await self._decisions.ask(lambda: self._keeper.drop(names, request.listens, forget=request.forget))
         )
         if request.everything:
-            await self._end(await self._keeper.ask(self._keeper.end_visits))
+            await self._end(await self._decisions.ask(self._keeper.end_visits))
         return [tunnel.status() for name in names if (tunnel := self._keeper.tunnels.get(name))]
 
     async def _end(self, ending: list[asyncio.Task[None]], seconds: float | None = None) -> None:
@@ -347,7 +348,7 @@ class Conversation:
         visited: list[Link] = []
         try:
             # A decision is carried out though its client goes away while it is saved.
-            await self._keeper.ask(lambda: visited.append(self._keeper.visit(request, terminal)))
+            await self._decisions.ask(lambda: visited.append(self._keeper.visit(request, terminal)))
             (link,) = visited
             socket = await self._reach(link)
             self._say(Answer(output=""))  # from here on it runs
@@ -359,7 +360,7 @@ class Conversation:
         except TimeoutError:
             raise HoldfastError(f"{request.host} took longer than {request.seconds} s", "try again") from None
         finally:
-            self._keeper.ask_later(lambda: self._keeper.leave(visited))
+            self._decisions.ask_later(lambda: self._keeper.leave(visited))
         return []
 
     async def _reach(self, link: Link) -> Path:
@@ -375,17 +376,19 @@ class Conversation:
 
     async def _restart(self, request: Restart) -> list[TunnelStatus]:
         terminal = self if request.terminal else None
-        chosen = await self._keeper.ask(lambda: self._keeper.restart(request.names, request.environment, terminal))
+        chosen = await self._decisions.ask(
+            lambda: self._keeper.restart(request.names, request.environment, terminal)
+        )
         await self._settle(chosen)
         return [tunnel.status() for tunnel in chosen]
 
     async def _status(self, request: Status) -> list[TunnelStatus]:
         names = request.names or tuple(self._keeper.tunnels)
-        chosen = await self._keeper.ask(lambda: [self._keeper.get(name) for name in names])
+        chosen = await self._decisions.ask(lambda: [self._keeper.get(name) for name in names])
         await _prove(chosen)
         await self._keeper.count()
         await self._keeper.notebooks.look_again({tunnel.link for tunnel in chosen}, doubt=request.look)
-        await self._keeper.ask(lambda: None)  # what the round trips brought has been taken in after this
+        await self._decisions.ask(lambda: None)  # what the round trips brought has been taken in after this
         return [tunnel.status() for tunnel in chosen]
 
     async def _settle(self, tunnels: list[Tunnel], *, is_known: bool = True) -> None:
@@ -405,7 +408,7 @@ class Conversation:
         def is_gone(tunnel: Tunnel) -> bool:
             return is_known and self._keeper.tunnels.get(tunnel.name) is not tunnel
 
-        await self._keeper.wait_until(
+        await self._decisions.wait_until(
             lambda: all(tunnel.is_settled or is_gone(tunnel) for tunnel in tunnels), tell
         )
         for tunnel in filter(is_gone, tunnels):
@@ -414,7 +417,7 @@ class Conversation:
             )
 
     def _greet(self) -> None:
-        notice = self._keeper.notice
+        notice = self._decisions.notice
         greeting = Greeting(holdfast=__version__, protocol=PROTOCOL, pid=os.getpid(), notice=notice)
         self._writer.write(encode(greeting))
 

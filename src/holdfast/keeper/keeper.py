@@ -1,31 +1,29 @@
 """The keeper: which tunnels are wanted, which links carry them, and what to do about it.
 
-One queue, one consumer. Requests and the events of attempts wait in the same queue; the consumer decides, in
-code that awaits nothing, and saves what must survive before anybody is answered. What takes time runs in tasks
-and comes back as an event.
+All but what is for restarts and for looking is a decision: see decisions.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import difflib
 import functools
 import itertools
 import random
 import traceback
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from holdfast import paths
 from holdfast.control import LONGEST_NAME, Run, Up, Upkeep, check_name, check_upkeep, default_name
-from holdfast.errors import Exit, HoldfastError, KeeperError, UsageError
+from holdfast.errors import Exit, HoldfastError, UsageError
 from holdfast.forward import Forward, Kind, parse
 from holdfast.jupyter.servers import Notebook
 from holdfast.keeper import journal, placing, processes
 from holdfast.keeper.counting import count
+from holdfast.keeper.decisions import Decisions
 from holdfast.keeper.forwarding import Lease, OpenForward
 from holdfast.keeper.guard import Guard, Hold, Lobby
 from holdfast.keeper.idling import Idling
@@ -47,8 +45,6 @@ from holdfast.keeper.tunnel import Tunnel
 from holdfast.keeper.watch import Change, elapsed, watch
 from holdfast.openssh.diagnose import Remedy, Trouble
 from holdfast.openssh.settings import Settings
-
-Result = TypeVar("Result")
 
 DEFAULT_FORWARD = parse("8888")
 # A link whose master came up this long ago, in seconds, starts its delays anew when it is lost.
@@ -81,22 +77,17 @@ class _Before(NamedTuple):
 class Keeper:
     def __init__(self) -> None:
         self.tunnels: dict[str, Tunnel] = {}
-        # What the next client has to tell its user.
-        self.notice = ""
+        self.decisions = Decisions(self._note_changes, self._save)
         self._past: dict[str, SavedTunnel] = {}
         self._links: dict[tuple[str, tuple[str, ...]], Link] = {}
-        self._queue: asyncio.Queue[tuple[Callable[[], Any], asyncio.Future[Any] | None]] = asyncio.Queue()
-        self._watchers: set[asyncio.Event] = set()
         self._gate = Gate()
         self._lobby = Lobby()
         self._notices = Notices(journal.note)
         self.ports_here = PortsHere(self.tunnels)
-        self._idling = Idling(self.tunnels, lambda link: self.ask_later(lambda: self._rest(link)))
-        self.notebooks = Follower(lambda: list(self._links.values()), self.ask_later, self._record)
+        self._idling = Idling(self.tunnels, lambda link: self.decisions.ask_later(lambda: self._rest(link)))
+        self.notebooks = Follower(lambda: list(self._links.values()), self.decisions.ask_later, self._record)
         # What happened to the machine last, and when on the clock that counts sleep.
         self._change: tuple[Change, float] | None = None
-        # What takes the current decision back when it can't be saved.
-        self._undo: Callable[[], object] | None = None
         self._saved = Saved()
         self._tasks = asyncio.TaskGroup()
 
@@ -108,7 +99,7 @@ class Keeper:
                 self._tasks.create_task(_guarded(self.notebooks.run()))
                 self._idling.start(self._tasks)
                 self._start_links()
-                await self._consume()
+                await self.decisions.consume()
         finally:
             await self._lobby.close()
 
@@ -125,78 +116,6 @@ class Keeper:
                 self._ask_for(link, or_adopt=bool(link.known))
             elif link.known or drained:  # it was being taken down when the keeper before this one died
                 self._end(link)
-
-    async def _consume(self) -> None:
-        while True:
-            decide, answer = await self._queue.get()
-            try:
-                result = await self._carry_out(decide)
-            except HoldfastError as error:
-                if answer is None:
-                    journal.note(error.message)
-                elif not answer.done():
-                    answer.set_exception(error)
-            else:
-                if answer is not None and not answer.done():
-                    answer.set_result(result)
-            for watcher in self._watchers:
-                watcher.set()
-
-    async def _carry_out(self, decide: Callable[[], Result]) -> Result:
-        """Runs a decision and saves what it changed; takes it back when it can't be saved."""
-        self._undo = None
-        try:
-            result = decide()
-            self._note_changes()
-            await self._save_or_note()
-        except HoldfastError:
-            if self._undo is not None:
-                self._undo()
-            raise
-        except Exception as error:
-            journal.note(traceback.format_exc())
-            raise KeeperError(
-                f"this is a bug in the keeper: {error!r}", f"please report it: {paths.keeper_log()}"
-            ) from None
-        return result
-
-    async def _save_or_note(self) -> None:
-        """Saves. Where that fails: an error for whoever asked for what can be taken back, else a note."""
-        try:
-            await self._save()
-        except HoldfastError as error:
-            if self._undo is not None:
-                raise
-            self.notice = error.message
-            journal.note(error.message)
-
-    async def ask(self, decide: Callable[[], Result]) -> Result:
-        """The result of `decide`, run by the consumer and saved. Raises the HoldfastError of either."""
-        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._queue.put_nowait((decide, answer))
-        return await answer
-
-    def ask_later(self, decide: Callable[[], object]) -> None:
-        """Has the consumer run `decide`; nobody waits for it."""
-        self._queue.put_nowait((decide, None))
-
-    async def wait_until(self, condition: Callable[[], bool], changed: Callable[[], None]) -> None:
-        """Returns once `condition()` is true; calls `changed` after each change until then."""
-        with self.watching() as watcher:
-            while not condition():
-                changed()
-                await watcher.wait()
-                watcher.clear()
-
-    @contextlib.contextmanager
-    def watching(self) -> Iterator[asyncio.Event]:
-        """An event that is set after each decision."""
-        watcher = asyncio.Event()
-        self._watchers.add(watcher)
-        try:
-            yield watcher
-        finally:
-            self._watchers.discard(watcher)
 
     def find(self, request: Up) -> SavedTunnel:
         """What `request` is about: a tunnel that is known, by name or by host, or a new one without forwards.
@@ -314,7 +233,7 @@ class Keeper:
         if link.ports is not None:
             link.ports.open_wanted()
         undo = functools.partial(self._take_back, tunnel, opened, before)
-        self._undo = undo if lease is None else functools.partial(self.release, lease)
+        self.decisions.undo_by(undo if lease is None else functools.partial(self.release, lease))
         return tunnel
 
     def _take_back(self, tunnel: Tunnel, opened: list[OpenForward], before: _Before) -> None:
@@ -348,7 +267,7 @@ class Keeper:
     def _came(self, link: Link) -> None:
         """Somebody waits for a port; where the link is idle, they have been waited for."""
         if link.state is LinkState.IDLE:
-            self.ask_later(lambda: self._wake(link))
+            self.decisions.ask_later(lambda: self._wake(link))
 
     def _wake(self, link: Link) -> None:
         if link.state is LinkState.IDLE:
@@ -418,7 +337,7 @@ class Keeper:
 
     def post(self, news: News) -> None:
         """Puts an event of an attempt into the queue."""
-        self.ask_later(lambda: self._take(news))
+        self.decisions.ask_later(lambda: self._take(news))
 
     def _take_away(self, tunnel: Tunnel, forwards: Sequence[OpenForward]) -> list[asyncio.Task[None]]:
         """Ends some forwards of a tunnel, it when it has no others, and its link when that has no other tunnel."""
@@ -466,7 +385,9 @@ class Keeper:
 
     def _linger(self, link: Link) -> None:
         loop = asyncio.get_running_loop()
-        link.lingering = loop.call_later(LINGER, lambda: self.ask_later(lambda: self._end_lingering(link)))
+        link.lingering = loop.call_later(
+            LINGER, lambda: self.decisions.ask_later(lambda: self._end_lingering(link))
+        )
 
     def end_visits(self) -> list[asyncio.Task[None]]:
         """Ends the links that only stay for a next visit; what to wait for."""
@@ -586,7 +507,7 @@ class Keeper:
                     trouble = trouble._replace(remedy=Remedy.RETRY_LATER)  # it lets us in, and ends it again
         link.trouble = trouble or link.trouble
         if link.state is LinkState.NEEDS_LOGIN and link.up_at:
-            self.notice = f"{link.host} was lost, and lets only a person log in: holdfast up {link.host}"
+            self.decisions.notice = f"{link.host} was lost, and lets only a person log in: holdfast up {link.host}"
         link.is_restored = link.is_restored and link.state is LinkState.CONNECTING
         for action in actions:
             self._act(link, action)
@@ -698,10 +619,10 @@ class Keeper:
                 is_unused = link.state is LinkState.WAITING and self._idling.is_lazy(link) and not is_waited_for
                 self._apply(link, LinkEvent.UNUSED if is_unused else LinkEvent.DUE)
 
-        self.ask_later(decide)
+        self.decisions.ask_later(decide)
 
     def _nudge_later(self, change: Change) -> None:
-        self.ask_later(lambda: self._nudge(change))
+        self.decisions.ask_later(lambda: self._nudge(change))
 
     def _nudge(self, change: Change) -> None:
         """The network may be another one: whoever serves is asked, whoever waits for it tries."""
@@ -721,7 +642,7 @@ class Keeper:
 
     def _look(self) -> None:
         """Something about a forward is different: has the consumer tell whom it concerns."""
-        self.ask_later(lambda: None)
+        self.decisions.ask_later(lambda: None)
 
     def _note_changes(self) -> None:
         for key, link in list(self._links.items()):
@@ -740,12 +661,13 @@ class Keeper:
 
     async def restore(self) -> None:
         """Reads what was wanted, and ends masters that nobody knows. Before `run`."""
-        saved, self.notice = await asyncio.to_thread(journal.load)
-        if self.notice:
-            journal.note(self.notice)
+        saved, trouble = await asyncio.to_thread(journal.load)
+        if trouble:
+            self.decisions.notice = trouble
+            journal.note(trouble)
         sockets = {master.socket for master in saved.masters}
         # When the file could not be read, whatever runs goes on: somebody may be working over it.
-        if not self.notice and any(
+        if not trouble and any(
             path.with_suffix("").as_posix() not in sockets for path in paths.masters_dir().iterdir()
         ):
             await asyncio.to_thread(processes.end_left_over_masters, paths.masters_dir(), sockets)
@@ -781,7 +703,7 @@ class Keeper:
             grace = Lease()
             own.leases.add(grace)
             loop = asyncio.get_running_loop()
-            loop.call_later(GRACE, self.ask_later, functools.partial(self.release, grace))
+            loop.call_later(GRACE, self.decisions.ask_later, functools.partial(self.release, grace))
         return self._guarded_forward(tunnel, own)
 
     async def _save(self) -> None:
