@@ -9,12 +9,10 @@ import asyncio
 import difflib
 import functools
 import itertools
-import random
-import traceback
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Iterable, Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from holdfast import paths
 from holdfast.control import LONGEST_NAME, Run, Up, Upkeep, check_name, check_upkeep, default_name
@@ -24,45 +22,28 @@ from holdfast.jupyter.servers import Notebook
 from holdfast.keeper import journal, placing, processes
 from holdfast.keeper.counting import count
 from holdfast.keeper.decisions import Decisions
+from holdfast.keeper.driving import Driver, guarded
 from holdfast.keeper.forwarding import Lease, OpenForward
 from holdfast.keeper.guard import Guard, Hold, Lobby
 from holdfast.keeper.idling import Idling
 from holdfast.keeper.journal import Saved, SavedForward, SavedTunnel
-from holdfast.keeper.link import Attempt, Gate, Known, Link, News, Terminal
+from holdfast.keeper.link import Known, Link, Terminal
 from holdfast.keeper.notebooks import Follower
 from holdfast.keeper.notices import Notices
 from holdfast.keeper.placing import PortsHere
-from holdfast.keeper.ports import Ports
 from holdfast.keeper.saving import saved_masters, saved_tunnel
-from holdfast.keeper.states import (
-    LinkAction,
-    LinkEvent,
-    LinkState,
-    next_link_state,
-    retry_delay,
-)
+from holdfast.keeper.states import LinkEvent, LinkState
 from holdfast.keeper.tunnel import Tunnel
-from holdfast.keeper.watch import Change, elapsed, watch
-from holdfast.openssh.diagnose import Remedy, Trouble
+from holdfast.keeper.watch import Change, watch
 from holdfast.openssh.settings import Settings
 
 DEFAULT_FORWARD = parse("8888")
-# A link whose master came up this long ago, in seconds, starts its delays anew when it is lost.
-STEADY = 10.0
-# Losses in a row, each soon after the login, before a server is left in peace.
-QUICK_LOSSES = 2
-# Seconds between a login and the next one beside it: no logins help a server that is overloaded, and answers late.
-PEACE = 10.0
-# What a server is not troubled by when it is tried again at once.
-_NOT_REACHED = (Remedy.RETRY, Remedy.RETRY_REFUSED)
 # Seconds for which a link stays after a program was run over it, for the next one, where no tunnel needs it.
 LINGER = 45.0
 # Seconds for which connections to a notebook wait by default: JupyterLab shows a dialogue when one ends.
 NOTEBOOK_HOLD = 900
 # Seconds for which a program's forwards stay after a keeper's end, until it has asked this one for them.
 GRACE = 10.0
-# Seconds after a change of the network, or a wake, for which it is said to have brought a link back.
-CREDIT = 15.0
 
 
 class _Before(NamedTuple):
@@ -80,23 +61,21 @@ class Keeper:
         self.decisions = Decisions(self._note_changes, self._save)
         self._past: dict[str, SavedTunnel] = {}
         self._links: dict[tuple[str, tuple[str, ...]], Link] = {}
-        self._gate = Gate()
         self._lobby = Lobby()
         self._notices = Notices(journal.note)
         self.ports_here = PortsHere(self.tunnels)
         self._idling = Idling(self.tunnels, lambda link: self.decisions.ask_later(lambda: self._rest(link)))
         self.notebooks = Follower(lambda: list(self._links.values()), self.decisions.ask_later, self._record)
-        # What happened to the machine last, and when on the clock that counts sleep.
-        self._change: tuple[Change, float] | None = None
         self._saved = Saved()
         self._tasks = asyncio.TaskGroup()
+        self._driver = Driver(self.tunnels, self.decisions, self._idling, self.notebooks, self._tasks)
 
     async def run(self) -> None:
         """Brings up what was wanted, then decides what the queue brings, until cancelled. Masters outlive it."""
         try:
             async with self._tasks:
-                self._tasks.create_task(_guarded(watch(self._nudge_later)))
-                self._tasks.create_task(_guarded(self.notebooks.run()))
+                self._tasks.create_task(guarded(watch(self._nudge_later)))
+                self._tasks.create_task(guarded(self.notebooks.run()))
                 self._idling.start(self._tasks)
                 self._start_links()
                 await self.decisions.consume()
@@ -105,17 +84,11 @@ class Keeper:
 
     def _start_links(self) -> None:
         for link in self._links.values():
-            serving = [known for known in link.known if not known.draining]
-            drained = [known for known in link.known if known not in serving[:1]]
-            for known in drained:
-                attempt = self._attempt(link, known._replace(draining=True))
-                link.draining.append(attempt)
-                attempt.task = self._tasks.create_task(_carry(attempt, None))
-            link.known = serving[:1]
+            self._driver.recover(link)
             if link.forwards:
                 self._ask_for(link, or_adopt=bool(link.known))
-            elif link.known or drained:  # it was being taken down when the keeper before this one died
-                self._end(link)
+            elif link.known or link.draining:  # it was being taken down when the keeper before this one died
+                self._driver.end(link)
 
     def find(self, request: Up) -> SavedTunnel:
         """What `request` is about: a tunnel that is known, by name or by host, or a new one without forwards.
@@ -262,7 +235,7 @@ class Keeper:
         """A tunnel wants the link: now, or when somebody connects. `or_adopt`: one of its masters may live."""
         is_at_rest = link.state in (LinkState.DOWN, LinkState.IDLE)
         lazily = is_at_rest and self._idling.is_lazy(link) and not or_adopt
-        self._apply(link, LinkEvent.LAZILY_WANTED if lazily else LinkEvent.WANTED)
+        self._driver.apply(link, LinkEvent.LAZILY_WANTED if lazily else LinkEvent.WANTED)
 
     def _came(self, link: Link) -> None:
         """Somebody waits for a port; where the link is idle, they have been waited for."""
@@ -271,12 +244,12 @@ class Keeper:
 
     def _wake(self, link: Link) -> None:
         if link.state is LinkState.IDLE:
-            self._apply(link, LinkEvent.WANTED)
+            self._driver.apply(link, LinkEvent.WANTED)
 
     def _rest(self, link: Link) -> None:
         """Nobody has used it for a while; unless that has just changed, it ends until somebody comes."""
         if self._idling.allowed(link):
-            self._apply(link, LinkEvent.UNUSED)
+            self._driver.apply(link, LinkEvent.UNUSED)
 
     def drop(
         self, names: Iterable[str], listens: Sequence[str], *, forget: bool = False
@@ -304,7 +277,7 @@ class Keeper:
         for link in {tunnel.link: None for tunnel in chosen}:
             link.take_environment(environment)
             link.terminals += [terminal] if terminal else []
-            self._apply(link, LinkEvent.RESTARTED)
+            self._driver.apply(link, LinkEvent.RESTARTED)
         return chosen
 
     def named(self, names: Iterable[str]) -> list[Tunnel]:
@@ -335,10 +308,6 @@ class Keeper:
         for link in self._links.values():
             link.terminals = [other for other in link.terminals if other is not terminal]
 
-    def post(self, news: News) -> None:
-        """Puts an event of an attempt into the queue."""
-        self.decisions.ask_later(lambda: self._take(news))
-
     def _take_away(self, tunnel: Tunnel, forwards: Sequence[OpenForward]) -> list[asyncio.Task[None]]:
         """Ends some forwards of a tunnel, it when it has no others, and its link when that has no other tunnel."""
         link = tunnel.link
@@ -353,7 +322,7 @@ class Keeper:
         link.switch = self._may_switch(link)
         if link.ports is None:
             return []
-        return [self._tasks.create_task(_guarded(link.ports.close(forward))) for forward in forwards]
+        return [self._tasks.create_task(guarded(link.ports.close(forward))) for forward in forwards]
 
     def visit(self, request: Run, terminal: Terminal | None) -> Link:
         """The link over which the request's program is to be run, kept for it until `leave`."""
@@ -362,7 +331,7 @@ class Keeper:
         link.terminals += [terminal] if terminal else []
         link.visits += 1
         self._stop_lingering(link)
-        self._apply(link, LinkEvent.WANTED)
+        self._driver.apply(link, LinkEvent.WANTED)
         return link
 
     def _far_end(self, host: str, options: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
@@ -417,7 +386,7 @@ class Keeper:
     def _let_down(self, link: Link) -> None:
         """Ends a link that nothing needs any more."""
         self._stop_lingering(link)
-        self._apply(link, LinkEvent.UNWANTED)
+        self._driver.apply(link, LinkEvent.UNWANTED)
         link.forwards = []
 
     def _record(self, forward: OpenForward, text: str) -> None:
@@ -456,193 +425,8 @@ class Keeper:
     def _may_switch(self, link: Link) -> bool:
         return all(tunnel.upkeep.switch for tunnel in self.tunnels.values() if tunnel.link is link)
 
-    def _take(self, news: News) -> None:
-        """Takes in what an attempt reports, if it still counts."""
-        link, attempt = news.link, news.attempt
-        if attempt in link.draining:
-            if news.event not in (LinkEvent.LATE, LinkEvent.ANSWERED):
-                link.draining.remove(attempt)
-                journal.note(f"{link.host}: an old master has ended")
-            return
-        event = news.event
-        if attempt is link.trying:
-            if event is LinkEvent.LOST:  # it broke between its proof and the news of it
-                event = LinkEvent.RETRYABLE
-            if event is not LinkEvent.PROVEN:
-                link.trying = None
-        elif attempt is not link.serving:
-            if event is LinkEvent.PROVEN:  # it was given up in that very moment
-                self._end_some(link, [attempt])
-            return
-        elif event is LinkEvent.LOST:
-            link.serving = None
-            self._count_drop(link)
-        self._apply(link, event, news.trouble)
-
-    def _apply(self, link: Link, event: LinkEvent, trouble: Trouble | None = None) -> None:
-        """The only place that assigns a link's state, and that logs it."""
-        before = link.state
-        link.state, actions = next_link_state(link.state, event)
-        if link.state is not before:
-            journal.note(f"{link.host}: {before} -> {link.state} ({event.value})")
-        now = asyncio.get_running_loop().time()
-        match event:
-            case LinkEvent.PROVEN | LinkEvent.ANSWERED:
-                link.mended_by = self._credit(event)
-                link.up_at = now
-                if event is LinkEvent.PROVEN:
-                    link.proven_at = now
-                link.heard_at = elapsed()
-                link.attended = any(own.attended for own in (link.trying, link.serving) if own and own.master)
-                link.may_ask = _has_dialogue(link.environment) and not self._idling.is_lazy(link)
-                link.trouble = None
-            case LinkEvent.UNWANTED:
-                link.trouble = None
-                link.failures = 0
-                link.up_at = 0.0
-            case LinkEvent.RETRYABLE | LinkEvent.LOST:
-                steady = event is LinkEvent.LOST and now - link.proven_at > STEADY
-                link.failures = 1 if steady else link.failures + 1
-                if event is LinkEvent.LOST and trouble is not None and link.failures > QUICK_LOSSES:
-                    trouble = trouble._replace(remedy=Remedy.RETRY_LATER)  # it lets us in, and ends it again
-        link.trouble = trouble or link.trouble
-        if link.state is LinkState.NEEDS_LOGIN and link.up_at:
-            self.decisions.notice = f"{link.host} was lost, and lets only a person log in: holdfast up {link.host}"
-        link.is_restored = link.is_restored and link.state is LinkState.CONNECTING
-        for action in actions:
-            self._act(link, action)
-
-    def _credit(self, event: LinkEvent) -> str:
-        """What brought a link back, in words."""
-        what = "a new connection" if event is LinkEvent.PROVEN else "the same connection"
-        if self._change is not None and elapsed() - self._change[1] < CREDIT:
-            return f"{what}, after {self._change[0].value}"
-        return what
-
-    def _act(self, link: Link, action: LinkAction) -> None:  # noqa: PLR0912 - a case for each action
-        match action:
-            case LinkAction.CONNECT:
-                known = link.known.pop() if link.known else None
-                link.trying = self._attempt(link, known)
-                is_stalled = link.serving is not None and not link.terminals
-                peace = max(0.0, link.peace_until - elapsed()) if is_stalled else 0.0
-                link.trying.task = self._tasks.create_task(_carry(link.trying, link.releasing, peace))
-            case LinkAction.ABANDON:
-                if link.trying is not None:
-                    link.trying.abandon()
-                link.trying = None
-            case LinkAction.SERVE:
-                self._serve(link)
-            case LinkAction.RESUME:
-                if link.ports is not None:
-                    link.ports.serve(link.serving)
-                self.notebooks.look(link)
-            case LinkAction.HOLD:
-                if link.ports is None:
-                    link.ports = Ports(link, self._look)
-                    link.keeping = self._tasks.create_task(_guarded(link.ports.run(), after=link.releasing))
-                link.ports.serve(None)
-            case LinkAction.SCHEDULE:
-                self._schedule(link)
-            case LinkAction.CANCEL:
-                if link.retry is not None:
-                    link.retry.cancel()
-                link.retry = link.retry_at = None
-            case LinkAction.END:
-                self._end(link)
-            case LinkAction.DRAIN:
-                served, link.serving = link.serving, None
-                if served is not None:
-                    _drain(link, served)
-            case LinkAction.CLOSE:
-                self._close(link)
-
-    def _attempt(self, link: Link, known: Known | None) -> Attempt:
-        return Attempt(link, self._gate, self.post, known)
-
-    def _serve(self, link: Link) -> None:
-        """The one that was tried serves; the one before it drains."""
-        before, link.serving, link.trying = link.serving, link.trying, None
-        if before is not None:
-            self._count_drop(link)
-            link.peace_until = elapsed() + PEACE
-            _drain(link, before)
-        self.notebooks.withhold(link)
-        if link.ports is not None:
-            link.ports.serve(link.serving)
-        self.notebooks.look(link)
-
-    def _count_drop(self, link: Link) -> None:
-        for tunnel in self.tunnels.values():
-            tunnel.drops += tunnel.link is link
-
-    def _end(self, link: Link) -> None:
-        """Has all the link's attempts let go of everything, once those before them have."""
-        ending, link.serving, link.trying, link.draining = link.attempts, None, None, []
-        ending += [self._attempt(link, known) for known in link.known]
-        link.known = []
-        self._end_some(link, ending)
-
-    def _end_some(self, link: Link, ending: list[Attempt]) -> None:
-        if ending:
-            link.ending += ending
-            release = _guarded(self._release(link, ending), after=link.releasing)
-            link.releasing = self._tasks.create_task(release)
-
-    async def _release(self, link: Link, ending: Sequence[Attempt]) -> None:
-        await asyncio.gather(*(_guarded(attempt.release()) for attempt in ending))
-        link.ending = [attempt for attempt in link.ending if attempt not in ending]
-        self._look()  # they needn't be found again any more
-
-    def _close(self, link: Link) -> None:
-        """Closes the link's forwards, those at a master that isn't ours too."""
-        if link.ports is not None and link.keeping is not None:
-            closing = _close_all(link.ports, link.keeping, list(link.forwards))
-            link.releasing = self._tasks.create_task(_guarded(closing, after=link.releasing))
-        link.ports = link.keeping = None
-
-    def _schedule(self, link: Link) -> None:
-        remedy = link.trouble.remedy if link.trouble else Remedy.RETRY
-        chance = random.random()  # noqa: S311 - spreads load, guards nothing
-        delay = retry_delay(remedy, link.failures, chance, elapsed() - link.heard_at)
-        link.retry_at = datetime.now().astimezone() + timedelta(seconds=delay)
-        link.retry = asyncio.get_running_loop().call_later(delay, self._fall_due, link)
-
-    def _fall_due(self, link: Link) -> None:
-        retry = link.retry
-
-        def decide() -> None:
-            if retry is not None and link.retry is retry:  # it wasn't cancelled while this waited in the queue
-                retry.cancel()  # after a nudge it would still go off
-                link.retry = link.retry_at = None
-                is_waited_for = any(own.guard.waiting for own in link.forwards if own.guard)
-                is_unused = link.state is LinkState.WAITING and self._idling.is_lazy(link) and not is_waited_for
-                self._apply(link, LinkEvent.UNUSED if is_unused else LinkEvent.DUE)
-
-        self.decisions.ask_later(decide)
-
     def _nudge_later(self, change: Change) -> None:
-        self.decisions.ask_later(lambda: self._nudge(change))
-
-    def _nudge(self, change: Change) -> None:
-        """The network may be another one: whoever serves is asked, whoever waits for it tries."""
-        self._change = (change, elapsed())
-        journal.note(change.value)
-        for link in self._links.values():
-            if link.state is LinkState.DOWN:
-                continue
-            link.heard_at = elapsed()
-            link.failures = 0
-            link.peace_until = 0.0
-            for attempt in link.attempts:
-                attempt.nudge()
-            # A server that was reached and failed us has its peace, whatever our network does.
-            if link.retry is not None and link.trouble is not None and link.trouble.remedy in _NOT_REACHED:
-                self._fall_due(link)
-
-    def _look(self) -> None:
-        """Something about a forward is different: has the consumer tell whom it concerns."""
-        self.decisions.ask_later(lambda: None)
+        self.decisions.ask_later(lambda: self._driver.nudge(self._links.values(), change))
 
     def _note_changes(self) -> None:
         for key, link in list(self._links.items()):
@@ -714,43 +498,3 @@ class Keeper:
         if now != self._saved:
             await asyncio.to_thread(journal.save, now)
             self._saved = now
-
-
-def _drain(link: Link, served: Attempt) -> None:
-    """Has one that served end with its last connection."""
-    served.drain()
-    link.draining.append(served)
-
-
-def _has_dialogue(session: Mapping[str, str]) -> bool:
-    """Whether ssh can ask on the user's desktop, by the program that they have chosen for that."""
-    return bool(session.get("SSH_ASKPASS") and (session.get("DISPLAY") or session.get("WAYLAND_DISPLAY")))
-
-
-async def _close_all(ports: Ports, keeping: asyncio.Task[None], forwards: Sequence[OpenForward]) -> None:
-    keeping.cancel()
-    await asyncio.wait([keeping])
-    await asyncio.gather(*(ports.close(forward) for forward in forwards))
-
-
-async def _carry(attempt: Attempt, before: asyncio.Task[None] | None, delay: float = 0.0) -> None:
-    """Runs `attempt` once the one before it has let go, after `delay` seconds."""
-    await asyncio.sleep(delay)
-    if before is not None:
-        await asyncio.wait([before])
-    try:
-        await attempt.run()
-    except Exception as error:
-        journal.note(traceback.format_exc())
-        hint = f"please report it: {paths.keeper_log()}"
-        attempt.fail(Trouble(f"a bug in holdfast: {error!r}", hint, Remedy.RETRY_LATER))
-
-
-async def _guarded(work: Coroutine[Any, Any, None], after: asyncio.Task[None] | None = None) -> None:
-    """Does `work`, after another task's end. Its failure is noted, and is no other link's."""
-    if after is not None:
-        await asyncio.wait([after])
-    try:
-        await work
-    except Exception:
-        journal.note(traceback.format_exc())

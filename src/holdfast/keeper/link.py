@@ -70,7 +70,7 @@ class Known(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Link:
-    """One host's connection as the keeper knows it. Only the keeper assigns `state`, and what is below it."""
+    """One host's connection as the keeper knows it. Only driving.py assigns `state`."""
 
     host: str
     options: tuple[str, ...]

@@ -1,7 +1,7 @@
 """The states of a link, as a table; a tunnel's state, derived; and the delays between tries. Pure.
 
 A link's state changes only by an event that its row names; an event without a row is a bug, and the error names
-both. What the table says to do is done by the keeper, after the change. A forward has no table: its state is
+both. What the table says to do is done in driving.py, after the change. A forward has no table: its state is
 what was last found out about it. `tunnel_state` puts both together.
 """
 
