@@ -522,10 +522,10 @@ def test_a_keeper_that_was_stopped_for_ten_seconds_costs_nothing(healed: Scene) 
 # A keeper whose clock of elapsed time is ahead by the seconds in a file.
 _SLEEPER = """
 import functools, pathlib, sys, time
-from holdfast.keeper import keeper, watch
+from holdfast.keeper import links, watch
 slept = pathlib.Path(sys.argv.pop(1))
 clocks = watch.Clocks(lambda: watch.elapsed() + float(slept.read_text()), time.monotonic)
-keeper.watch = functools.partial(keeper.watch, clocks=clocks)
+links.watch = functools.partial(links.watch, clocks=clocks)
 from holdfast.keeper.__main__ import main
 sys.exit(main(sys.argv[1:]))
 """

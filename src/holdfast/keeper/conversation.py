@@ -76,6 +76,7 @@ class Conversation:
     ) -> None:
         self._keeper = keeper
         self._decisions = keeper.decisions
+        self._links = keeper.links
         self._stop = stop
         self._reader = reader
         self._writer = writer
@@ -102,7 +103,7 @@ class Conversation:
             hint = f"please report it: {paths.keeper_log()}"
             self._writer.write(encode_error(KeeperError(f"this is a bug in the keeper: {error!r}", hint)))
         finally:
-            self._keeper.forget_terminal(self)
+            self._links.forget_terminal(self)
             self._writer.close()
 
     async def _converse(self) -> None:
@@ -207,7 +208,7 @@ class Conversation:
                 await self._tell_changes(request.names, interval / 1000)
                 return []
             case Stop():
-                await self._end(await self._decisions.ask(self._keeper.end_visits), ENDING)
+                await self._end(await self._decisions.ask(self._links.end_visits), ENDING)
                 return []
             case LoginEnded():
                 raise KeeperError("no login was asked for")
@@ -233,7 +234,7 @@ class Conversation:
         forwards = asked or self._keeper.ports_here.remembered(found)
         settings = None
         # What is asked for over a connection that serves needs nothing of ssh's.
-        if not forwards or (known is None and not self._keeper.serves(found)):
+        if not forwards or (known is None and not self._links.serves(found.host, found.options)):
             settings = await _settings(found, request)
             forwards = forwards or list(settings.local_forwards()) or [DEFAULT_FORWARD]
         added = [forward for forward in forwards if known is None or not known.own(forward)]
@@ -331,7 +332,7 @@ class Conversation:
             await self._decisions.ask(lambda: self._keeper.drop(names, request.listens, forget=request.forget))
         )
         if request.everything:
-            await self._end(await self._decisions.ask(self._keeper.end_visits))
+            await self._end(await self._decisions.ask(self._links.end_visits))
         return [tunnel.status() for name in names if (tunnel := self._keeper.tunnels.get(name))]
 
     async def _end(self, ending: list[asyncio.Task[None]], seconds: float | None = None) -> None:
@@ -360,7 +361,7 @@ class Conversation:
         except TimeoutError:
             raise HoldfastError(f"{request.host} took longer than {request.seconds} s", "try again") from None
         finally:
-            self._decisions.ask_later(lambda: self._keeper.leave(visited))
+            self._decisions.ask_later(lambda: self._links.leave(visited))
         return []
 
     async def _reach(self, link: Link) -> Path:
@@ -387,7 +388,7 @@ class Conversation:
         chosen = await self._decisions.ask(lambda: [self._keeper.get(name) for name in names])
         await _prove(chosen)
         await self._keeper.count()
-        await self._keeper.notebooks.look_again({tunnel.link for tunnel in chosen}, doubt=request.look)
+        await self._links.notebooks.look_again({tunnel.link for tunnel in chosen}, doubt=request.look)
         await self._decisions.ask(lambda: None)  # what the round trips brought has been taken in after this
         return [tunnel.status() for tunnel in chosen]
 

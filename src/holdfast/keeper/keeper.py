@@ -1,6 +1,6 @@
-"""The keeper: which tunnels are wanted, which links carry them, and what to do about it.
+"""The keeper: which tunnels are wanted, under which names, with which forwards, and until when.
 
-All but what is for restarts and for looking is a decision: see decisions.py.
+What changes any of that is asked for as a decision: see decisions.py.
 """
 
 from __future__ import annotations
@@ -22,24 +22,19 @@ from holdfast.jupyter.servers import Notebook
 from holdfast.keeper import journal, placing, processes
 from holdfast.keeper.counting import count
 from holdfast.keeper.decisions import Decisions
-from holdfast.keeper.driving import Driver, guarded
 from holdfast.keeper.forwarding import Lease, OpenForward
 from holdfast.keeper.guard import Guard, Hold, Lobby
-from holdfast.keeper.idling import Idling
 from holdfast.keeper.journal import Saved, SavedForward, SavedTunnel
 from holdfast.keeper.link import Known, Link, Terminal
-from holdfast.keeper.notebooks import Follower
+from holdfast.keeper.links import Links
 from holdfast.keeper.notices import Notices
 from holdfast.keeper.placing import PortsHere
 from holdfast.keeper.saving import saved_masters, saved_tunnel
-from holdfast.keeper.states import LinkEvent, LinkState
+from holdfast.keeper.states import LinkState
 from holdfast.keeper.tunnel import Tunnel
-from holdfast.keeper.watch import Change, watch
 from holdfast.openssh.settings import Settings
 
 DEFAULT_FORWARD = parse("8888")
-# Seconds for which a link stays after a program was run over it, for the next one, where no tunnel needs it.
-LINGER = 45.0
 # Seconds for which connections to a notebook wait by default: JupyterLab shows a dialogue when one ends.
 NOTEBOOK_HOLD = 900
 # Seconds for which a program's forwards stay after a keeper's end, until it has asked this one for them.
@@ -58,37 +53,24 @@ class _Before(NamedTuple):
 class Keeper:
     def __init__(self) -> None:
         self.tunnels: dict[str, Tunnel] = {}
-        self.decisions = Decisions(self._note_changes, self._save)
+        self.ports_here = PortsHere(self.tunnels)
+        self.decisions = Decisions(self._follow_up, self._save)
+        self._tasks = asyncio.TaskGroup()
+        self.links = Links(self.tunnels, self.decisions, self._tasks)
+        # What is remembered of those that are down, or that only programs hold.
         self._past: dict[str, SavedTunnel] = {}
-        self._links: dict[tuple[str, tuple[str, ...]], Link] = {}
         self._lobby = Lobby()
         self._notices = Notices(journal.note)
-        self.ports_here = PortsHere(self.tunnels)
-        self._idling = Idling(self.tunnels, lambda link: self.decisions.ask_later(lambda: self._rest(link)))
-        self.notebooks = Follower(lambda: list(self._links.values()), self.decisions.ask_later, self._record)
         self._saved = Saved()
-        self._tasks = asyncio.TaskGroup()
-        self._driver = Driver(self.tunnels, self.decisions, self._idling, self.notebooks, self._tasks)
 
     async def run(self) -> None:
         """Brings up what was wanted, then decides what the queue brings, until cancelled. Masters outlive it."""
         try:
             async with self._tasks:
-                self._tasks.create_task(guarded(watch(self._nudge_later)))
-                self._tasks.create_task(guarded(self.notebooks.run()))
-                self._idling.start(self._tasks)
-                self._start_links()
+                self.links.start()
                 await self.decisions.consume()
         finally:
             await self._lobby.close()
-
-    def _start_links(self) -> None:
-        for link in self._links.values():
-            self._driver.recover(link)
-            if link.forwards:
-                self._ask_for(link, or_adopt=bool(link.known))
-            elif link.known or link.draining:  # it was being taken down when the keeper before this one died
-                self._driver.end(link)
 
     def find(self, request: Up) -> SavedTunnel:
         """What `request` is about: a tunnel that is known, by name or by host, or a new one without forwards.
@@ -175,7 +157,7 @@ class Keeper:
             placing.check_beside(forward, beside)
             prepared[forward] = self.ports_here.prepare(forward, found, notebook, lease, beside)
         if tunnel is None:
-            tunnel = Tunnel(found.name, self._link_to(found.host, found.options), check_upkeep(found.upkeep))
+            tunnel = Tunnel(found.name, self.links.to(found.host, found.options), check_upkeep(found.upkeep))
             self.tunnels[found.name] = tunnel
         known = [own for own in asked.values() if own]
         before = _Before(
@@ -191,20 +173,9 @@ class Keeper:
         for own in tunnel.forwards:  # its notebook may be another one, too
             self._guarded_forward(tunnel, own)
         opened = [self._guarded_forward(tunnel, own) for own in prepared.values()]
-        link = tunnel.link
-        link.switch = self._may_switch(link)
-        link.take_environment(environment)
-        link.settings = settings if link.state is LinkState.DOWN else None
-        link.terminals += [terminal] if terminal else []
-        self._stop_lingering(link)
         tunnel.forwards += opened
-        link.forwards += opened
-        self._ask_for(link)
-        if notebook is None and any(own.notebook for own in opened):
-            self.notebooks.withhold(link)
-        self.notebooks.look(link)
-        if link.ports is not None:
-            link.ports.open_wanted()
+        in_doubt = notebook is None and any(own.notebook for own in opened)
+        self.links.carry(tunnel.link, opened, environment, terminal, settings, in_doubt=in_doubt)
         undo = functools.partial(self._take_back, tunnel, opened, before)
         self.decisions.undo_by(undo if lease is None else functools.partial(self.release, lease))
         return tunnel
@@ -231,26 +202,6 @@ class Keeper:
                 ending += self._take_away(tunnel, unwanted)
         return ending
 
-    def _ask_for(self, link: Link, *, or_adopt: bool = False) -> None:
-        """A tunnel wants the link: now, or when somebody connects. `or_adopt`: one of its masters may live."""
-        is_at_rest = link.state in (LinkState.DOWN, LinkState.IDLE)
-        lazily = is_at_rest and self._idling.is_lazy(link) and not or_adopt
-        self._driver.apply(link, LinkEvent.LAZILY_WANTED if lazily else LinkEvent.WANTED)
-
-    def _came(self, link: Link) -> None:
-        """Somebody waits for a port; where the link is idle, they have been waited for."""
-        if link.state is LinkState.IDLE:
-            self.decisions.ask_later(lambda: self._wake(link))
-
-    def _wake(self, link: Link) -> None:
-        if link.state is LinkState.IDLE:
-            self._driver.apply(link, LinkEvent.WANTED)
-
-    def _rest(self, link: Link) -> None:
-        """Nobody has used it for a while; unless that has just changed, it ends until somebody comes."""
-        if self._idling.allowed(link):
-            self._driver.apply(link, LinkEvent.UNUSED)
-
     def drop(
         self, names: Iterable[str], listens: Sequence[str], *, forget: bool = False
     ) -> list[asyncio.Task[None]]:
@@ -275,19 +226,12 @@ class Keeper:
         """Gives the tunnels a new connection; other tunnels to the same host get it as well."""
         chosen = [self.get(name) for name in names]
         for link in {tunnel.link: None for tunnel in chosen}:
-            link.take_environment(environment)
-            link.terminals += [terminal] if terminal else []
-            self._driver.apply(link, LinkEvent.RESTARTED)
+            self.links.restart(link, environment, terminal)
         return chosen
 
     def named(self, names: Iterable[str]) -> list[Tunnel]:
         """Those of these names that are wanted just now; no names: all."""
         return [tunnel for name in names or list(self.tunnels) if (tunnel := self.tunnels.get(name))]
-
-    def serves(self, found: SavedTunnel) -> bool:
-        """Whether there is a connection already that it would go over."""
-        link = self._links.get((found.host, found.options))
-        return link is not None and link.state is LinkState.UP
 
     async def count(self) -> None:
         """Has the tunnels show what the system has counted by now."""
@@ -303,35 +247,18 @@ class Keeper:
         hint = f"did you mean {near[0]}" if near else "see what there is: holdfast status"
         raise HoldfastError(f"there is no tunnel '{name[:60]}'", hint)
 
-    def forget_terminal(self, terminal: Terminal) -> None:
-        """Asks nobody at `terminal` any more."""
-        for link in self._links.values():
-            link.terminals = [other for other in link.terminals if other is not terminal]
-
     def _take_away(self, tunnel: Tunnel, forwards: Sequence[OpenForward]) -> list[asyncio.Task[None]]:
         """Ends some forwards of a tunnel, it when it has no others, and its link when that has no other tunnel."""
-        link = tunnel.link
         tunnel.forwards = [forward for forward in tunnel.forwards if forward not in forwards]
         if not tunnel.forwards:
             journal.record(tunnel.name, "taken down")
             del self.tunnels[tunnel.name]
-        if not self._is_needed(link):
-            self._let_down(link)
-            return [link.releasing] if link.releasing else []
-        link.forwards = [forward for forward in link.forwards if forward not in forwards]
-        link.switch = self._may_switch(link)
-        if link.ports is None:
-            return []
-        return [self._tasks.create_task(guarded(link.ports.close(forward))) for forward in forwards]
+        return self.links.give_up(tunnel.link, forwards)
 
     def visit(self, request: Run, terminal: Terminal | None) -> Link:
-        """The link over which the request's program is to be run, kept for it until `leave`."""
-        link = self._link_to(*self._far_end(request.host, request.options))
-        link.take_environment(request.environment)
-        link.terminals += [terminal] if terminal else []
-        link.visits += 1
-        self._stop_lingering(link)
-        self._driver.apply(link, LinkEvent.WANTED)
+        """The link over which the request's program is to be run, kept for it until `links.leave`."""
+        link = self.links.to(*self._far_end(request.host, request.options))
+        self.links.visit(link, request.environment, terminal)
         return link
 
     def _far_end(self, host: str, options: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
@@ -341,67 +268,15 @@ class Keeper:
             return known.host, known.options
         return host, options
 
-    def leave(self, visited: Iterable[Link]) -> None:
-        """Ends visits. A link that nothing else needs stays for the next one, if it is up."""
-        for link in visited:
-            link.visits -= 1
-            if self._is_needed(link):
-                continue
-            if link.state is LinkState.UP:
-                self._linger(link)
-            else:
-                self._let_down(link)
-
-    def _linger(self, link: Link) -> None:
-        loop = asyncio.get_running_loop()
-        link.lingering = loop.call_later(
-            LINGER, lambda: self.decisions.ask_later(lambda: self._end_lingering(link))
-        )
-
-    def end_visits(self) -> list[asyncio.Task[None]]:
-        """Ends the links that only stay for a next visit; what to wait for."""
-        lingering = [link for link in self._links.values() if link.lingering]
-        for link in lingering:
-            self._end_lingering(link)
-        return [link.releasing for link in lingering if link.releasing]
-
     @property
     def is_idle(self) -> bool:
         """Whether it could end, and nobody would miss it."""
-        return not self.tunnels and not any(link.visits or link.lingering for link in self._links.values())
-
-    def _end_lingering(self, link: Link) -> None:
-        if link.lingering and not self._is_needed(link):
-            self._let_down(link)
-
-    def _is_needed(self, link: Link) -> bool:
-        """Whether a tunnel or a program goes over it."""
-        return link.visits > 0 or any(tunnel.link is link for tunnel in self.tunnels.values())
-
-    def _stop_lingering(self, link: Link) -> None:
-        if link.lingering:
-            link.lingering.cancel()
-            link.lingering = None
-
-    def _let_down(self, link: Link) -> None:
-        """Ends a link that nothing needs any more."""
-        self._stop_lingering(link)
-        self._driver.apply(link, LinkEvent.UNWANTED)
-        link.forwards = []
-
-    def _record(self, forward: OpenForward, text: str) -> None:
-        """Tells in its tunnel's log what happened to a forward."""
-        for tunnel in self.tunnels.values():
-            if forward in tunnel.forwards:
-                journal.record(tunnel.name, text)
+        return not self.tunnels and not self.links.are_visited
 
     def _known(self, name: str) -> SavedTunnel | None:
         if name in self.tunnels and (self.tunnels[name].is_kept or name not in self._past):
             return saved_tunnel(self.tunnels[name], wanted=True)
         return self._past.get(name)
-
-    def _link_to(self, host: str, options: tuple[str, ...]) -> Link:
-        return self._links.setdefault((host, options), Link(host, options, {}))
 
     def _guarded_forward(self, tunnel: Tunnel, forward: OpenForward) -> OpenForward:
         """`forward` with the guard that holds its port as is wished; one that listens over there has none."""
@@ -415,24 +290,15 @@ class Keeper:
             is_http = upkeep.http or forward.notebook is not None
             page = functools.partial(tunnel.waiting_page, forward) if is_http else None
             if forward.guard is None:
-                came = functools.partial(self._came, tunnel.link)
+                came = functools.partial(self.links.came, tunnel.link)
                 forward.guard = Guard(forward.forward, hold, self._lobby, forward.tally, came=came)
             if forward.guard.mode != upkeep.mode:
                 forward.guard.set_mode(upkeep.mode, forward.listening)
             forward.guard.hold, forward.guard.page = hold, page
         return forward
 
-    def _may_switch(self, link: Link) -> bool:
-        return all(tunnel.upkeep.switch for tunnel in self.tunnels.values() if tunnel.link is link)
-
-    def _nudge_later(self, change: Change) -> None:
-        self.decisions.ask_later(lambda: self._driver.nudge(self._links.values(), change))
-
-    def _note_changes(self) -> None:
-        for key, link in list(self._links.items()):
-            self._idling.watch(link)
-            if link.is_gone and not self._is_needed(link):
-                del self._links[key]
+    def _follow_up(self) -> None:
+        self.links.follow_up()
         for tunnel in self.tunnels.values():
             # What was true before a keeper's restart has to be found out again: that is no change.
             tunnel.is_restored = tunnel.is_restored and tunnel.is_being_opened
@@ -458,12 +324,12 @@ class Keeper:
         for master in saved.masters:
             control_path = Path(master.control_path) if master.control_path else None
             known = Known(Path(master.socket), control_path, master.attended, master.draining)
-            self._link_to(master.host, master.options).known.append(known)
+            self.links.to(master.host, master.options).known.append(known)
         for record in saved.tunnels:
             if not record.wanted:
                 self._past[record.name] = record
                 continue
-            link = self._link_to(record.host, record.options)
+            link = self.links.to(record.host, record.options)
             tunnel = Tunnel(
                 record.name, link, check_upkeep(record.upkeep), origin=record.origin, drops=record.drops
             )
@@ -475,8 +341,6 @@ class Keeper:
             tunnel.is_restored = tunnel.link.is_restored = True
             if record.up_since:
                 tunnel.told, tunnel.since = LinkState.UP.value, datetime.fromisoformat(record.up_since)
-        for link in self._links.values():
-            link.switch = self._may_switch(link)
         self._saved = saved
 
     def _restored(self, tunnel: Tunnel, saved: SavedForward) -> OpenForward:
@@ -492,7 +356,7 @@ class Keeper:
 
     async def _save(self) -> None:
         past = list(self._past.values())[-journal.LONGEST_MEMORY :]
-        masters = [saved for link in self._links.values() for saved in saved_masters(link)]
+        masters = [saved for link in self.links for saved in saved_masters(link)]
         wanted = [saved_tunnel(tunnel, wanted=True) for tunnel in self.tunnels.values()]
         now = Saved((*past, *wanted), tuple(masters))
         if now != self._saved:

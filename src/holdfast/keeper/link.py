@@ -116,10 +116,13 @@ class Link:
     # What ends it once nobody has used it for a while, where only lazy tunnels need it.
     idling: asyncio.Task[None] | None = None
 
-    def take_environment(self, session: dict[str, str]) -> None:
+    def take_session(self, environment: dict[str, str], terminal: Terminal | None) -> None:
         """Has logins use what this session has. One without an agent (a service, cron) takes nobody's away."""
-        if session:
-            self.environment = session if session.get("SSH_AUTH_SOCK") else {**self.environment, **session}
+        if environment:
+            has_agent = bool(environment.get("SSH_AUTH_SOCK"))
+            self.environment = environment if has_agent else {**self.environment, **environment}
+        if terminal is not None:
+            self.terminals.append(terminal)
 
     @property
     def is_gone(self) -> bool:
