@@ -36,12 +36,12 @@ from holdfast.control import (
     encode_error,
 )
 from holdfast.errors import Exit, HoldfastError, KeeperError, UsageError
-from holdfast.forward import Forward, Kind
+from holdfast.forward import Forward, Kind, parse
 from holdfast.jupyter.servers import Notebook
 from holdfast.keeper import forwarding, journal, notices
 from holdfast.keeper.forwarding import Lease
 from holdfast.keeper.journal import SavedTunnel
-from holdfast.keeper.keeper import DEFAULT_FORWARD, Keeper
+from holdfast.keeper.keeper import Keeper, Wish
 from holdfast.keeper.link import Link, environment_with
 from holdfast.keeper.states import LinkState
 from holdfast.keeper.tunnel import Tunnel
@@ -52,6 +52,8 @@ from holdfast.openssh.settings import Settings
 from holdfast.peer import peer_uid
 from holdfast.version import __version__
 
+# What is brought up for a host of which nothing is known, and for which nothing is said.
+DEFAULT_FORWARD = parse("8888")
 # Seconds that a client may take to say what it wants.
 PATIENCE = 10.0
 # Milliseconds from one count to the next: each is a look at all connections of this machine.
@@ -241,7 +243,6 @@ class Conversation:
         for forward in added:
             await asyncio.to_thread(_check, forward, expose=request.expose)
         is_new = known is None
-        terminal = self if request.terminal and request.wait else None
         # A program takes what is up as it is.
         says = bool(request.upkeep) and not (request.lease and known)
         upkeep = check_upkeep({**found.upkeep, **request.upkeep}) if says else None
@@ -255,22 +256,22 @@ class Conversation:
             and (reason := notices.why_not(request.environment))
         ):
             raise HoldfastError(reason, "leave --notify out, or do that first")
+        wish = Wish(
+            forwards,
+            request.environment,
+            terminal=self if request.terminal and request.wait else None,
+            upkeep=upkeep,
+            notebook=notebook,
+            running=request.running,
+            lease=self._lease,
+            origin=request.origin,
+            settings=settings,
+        )
 
         def want() -> Tunnel:
             now = self._keeper.find(request)  # another client may have brought one of that name up meanwhile
             is_same = (now.host, now.options) == (found.host, found.options)
-            return self._keeper.want(
-                now,
-                forwards,
-                request.environment,
-                settings if is_same else None,
-                terminal,
-                upkeep,
-                notebook,
-                request.running,
-                self._lease,
-                request.origin,
-            )
+            return self._keeper.want(now, wish if is_same else wish._replace(settings=None))
 
         tunnel = await self._decisions.ask(want)
         if not request.wait:

@@ -9,7 +9,7 @@ import asyncio
 import difflib
 import functools
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from typing import NamedTuple
 from holdfast import paths
 from holdfast.control import LONGEST_NAME, Run, Up, Upkeep, check_name, check_upkeep, default_name
 from holdfast.errors import Exit, HoldfastError, UsageError
-from holdfast.forward import Forward, Kind, parse
+from holdfast.forward import Forward, Kind
 from holdfast.jupyter.servers import Notebook
 from holdfast.keeper import journal, placing, processes
 from holdfast.keeper.counting import count
@@ -34,20 +34,30 @@ from holdfast.keeper.states import LinkState
 from holdfast.keeper.tunnel import Tunnel
 from holdfast.openssh.settings import Settings
 
-DEFAULT_FORWARD = parse("8888")
 # Seconds for which connections to a notebook wait by default: JupyterLab shows a dialogue when one ends.
 NOTEBOOK_HOLD = 900
 # Seconds for which a program's forwards stay after a keeper's end, until it has asked this one for them.
 GRACE = 10.0
 
 
-class _Before(NamedTuple):
-    """What asking for a tunnel may change of it: what is remembered under its name, and of what it has."""
+class Wish(NamedTuple):
+    """What somebody wants of a tunnel."""
 
-    past: SavedTunnel | None
-    origin: str
-    upkeep: Upkeep
-    only_leased: list[OpenForward]
+    forwards: Sequence[Forward]
+    # Those of their session; a person can log in at the terminal.
+    environment: dict[str, str]
+    terminal: Terminal | None = None
+    # How it is to be kept; None for as before.
+    upkeep: Upkeep | None = None
+    # What the only forward leads to, and the pids of all servers that run there.
+    notebook: Notebook | None = None
+    running: Sequence[int] = ()
+    # With a lease the forwards are wanted until that is released, no longer.
+    lease: Lease | None = None
+    # The configuration file that describes it, or ''.
+    origin: str = ""
+    # What ssh would use, if that has just been found out.
+    settings: Settings | None = None
 
 
 class Keeper:
@@ -123,73 +133,69 @@ class Keeper:
         options = request.options or (past.options if past and is_anothers else ())
         return request.host not in (known.host, known.name) or (says_options and options != known.options)
 
-    def want(
-        self,
-        found: SavedTunnel,
-        forwards: Sequence[Forward],
-        environment: dict[str, str],
-        settings: Settings | None = None,
-        terminal: Terminal | None = None,
-        upkeep: Upkeep | None = None,
-        notebook: Notebook | None = None,
-        running: Sequence[int] = (),
-        lease: Lease | None = None,
-        origin: str = "",
-    ) -> Tunnel:
-        """Brings the tunnel up, with `forwards` besides those it has. Raises UsageError, and changes nothing.
+    def want(self, found: SavedTunnel, wish: Wish) -> Tunnel:
+        """Brings the tunnel up, with the forwards that are wished for besides its own.
 
-        `settings` is what ssh would use, if the caller has just found out; a person can log in at `terminal`;
-        `upkeep` is how it is to be kept, None for as before; `notebook` is what the only forward leads to, and
-        `running` are the pids of all that run there. `lease`: the forwards are wanted until `release`, no longer.
+        Raises UsageError, and has changed nothing then.
         """
         tunnel = self.tunnels.get(found.name)
-        if notebook is not None:
-            forwards = [self.ports_here.for_notebook(forwards[0], notebook, found, tunnel, running)]
-        asked = {forward: tunnel and tunnel.own(forward, or_like=lease is not None) for forward in forwards}
-        added = [forward for forward, own in asked.items() if own is None]
-        kept_as = upkeep or check_upkeep(found.upkeep)
-        placing.check_lazy(found.name, kept_as, [*added, *(tunnel.plain_forwards if tunnel else [])])
-        for forward in added:
-            self.ports_here.check_overlap(forward)
-        prepared: dict[Forward, OpenForward] = {}
-        for forward in added:
-            beside = [own.forward for own in prepared.values()]
-            placing.check_beside(forward, beside)
-            prepared[forward] = self.ports_here.prepare(forward, found, notebook, lease, beside)
+        asked, added = self._prepare(found, wish, tunnel)
         if tunnel is None:
             tunnel = Tunnel(found.name, self.links.to(found.host, found.options), check_upkeep(found.upkeep))
             self.tunnels[found.name] = tunnel
-        known = [own for own in asked.values() if own]
-        before = _Before(
-            self._past.get(found.name), tunnel.origin, tunnel.upkeep, [own for own in known if not own.kept]
-        )
-        if lease is None:
+        undo = self._way_back(tunnel, asked, added, wish.lease)
+        for own in asked:  # asked for twice, it is told twice
+            own.claim(wish.lease)
+        if wish.lease is None:
             self._past.pop(found.name, None)
-            tunnel.origin = origin or tunnel.origin
-        for forward in forwards:  # asked for twice, it is told twice
-            (asked[forward] or prepared[forward]).claim(lease)
-        if upkeep is not None:
-            tunnel.upkeep = upkeep
-        for own in tunnel.forwards:  # its notebook may be another one, too
-            self._guarded_forward(tunnel, own)
-        opened = [self._guarded_forward(tunnel, own) for own in prepared.values()]
-        tunnel.forwards += opened
-        in_doubt = notebook is None and any(own.notebook for own in opened)
-        self.links.carry(tunnel.link, opened, environment, terminal, settings, in_doubt=in_doubt)
-        undo = functools.partial(self._take_back, tunnel, opened, before)
-        self.decisions.undo_by(undo if lease is None else functools.partial(self.release, lease))
+            tunnel.origin = wish.origin or tunnel.origin
+        tunnel.upkeep = wish.upkeep or tunnel.upkeep
+        tunnel.forwards += added
+        self._guard(tunnel)  # those that it had, too: they may be kept in another way now, or be a notebook's
+        in_doubt = wish.notebook is None and any(own.notebook for own in added)
+        self.links.carry(tunnel.link, added, wish.environment, wish.terminal, wish.settings, in_doubt=in_doubt)
+        self.decisions.undo_by(undo)
         return tunnel
 
-    def _take_back(self, tunnel: Tunnel, opened: list[OpenForward], before: _Before) -> None:
-        """Has the tunnel be as it was before it was asked for."""
-        if before.past is not None:
-            self._past[tunnel.name] = before.past
-        tunnel.origin, tunnel.upkeep = before.origin, before.upkeep
-        for own in before.only_leased:
-            own.kept = False
-        for own in tunnel.forwards:
-            self._guarded_forward(tunnel, own)
-        self._take_away(tunnel, opened)
+    def _prepare(
+        self, found: SavedTunnel, wish: Wish, tunnel: Tunnel | None
+    ) -> tuple[list[OpenForward], list[OpenForward]]:
+        """The forwards that are asked for, and those of them that the tunnel lacks. Raises UsageError."""
+        forwards = wish.forwards
+        if wish.notebook is not None:
+            forwards = [self.ports_here.for_notebook(forwards[0], wish.notebook, found, tunnel, wish.running)]
+        known = {forward: tunnel and tunnel.own(forward, or_like=wish.lease is not None) for forward in forwards}
+        new = [forward for forward, own in known.items() if own is None]
+        kept_as = wish.upkeep or check_upkeep(found.upkeep)
+        placing.check_lazy(found.name, kept_as, [*new, *(tunnel.plain_forwards if tunnel else [])])
+        for forward in new:
+            self.ports_here.check_overlap(forward)
+        added: dict[Forward, OpenForward] = {}
+        for forward in new:
+            beside = [own.forward for own in added.values()]
+            placing.check_beside(forward, beside)
+            added[forward] = self.ports_here.prepare(forward, found, wish.notebook, wish.lease, beside)
+        return [known[forward] or added[forward] for forward in forwards], list(added.values())
+
+    def _way_back(
+        self, tunnel: Tunnel, asked: Sequence[OpenForward], added: Sequence[OpenForward], lease: Lease | None
+    ) -> Callable[[], object]:
+        """What makes the tunnel again what it is now, once it was given what is asked for."""
+        if lease is not None:
+            return functools.partial(self.release, lease)
+        past, origin, upkeep = self._past.get(tunnel.name), tunnel.origin, tunnel.upkeep
+        only_leased = [own for own in asked if not own.kept]
+
+        def undo() -> None:
+            if past is not None:
+                self._past[tunnel.name] = past
+            tunnel.origin, tunnel.upkeep = origin, upkeep
+            for own in only_leased:
+                own.kept = False
+            self._guard(tunnel)
+            self._take_away(tunnel, added)
+
+        return undo
 
     def release(self, lease: Lease) -> list[asyncio.Task[None]]:
         """Ends a program's claim, and the forwards that nobody else wants; what to wait for."""
@@ -278,24 +284,25 @@ class Keeper:
             return saved_tunnel(self.tunnels[name], wanted=True)
         return self._past.get(name)
 
-    def _guarded_forward(self, tunnel: Tunnel, forward: OpenForward) -> OpenForward:
-        """`forward` with the guard that holds its port as is wished; one that listens over there has none."""
+    def _guard(self, tunnel: Tunnel) -> None:
+        """Has guards hold the tunnel's ports as is wished; what listens over there has none."""
         upkeep = tunnel.upkeep
-        forward.mode = upkeep.mode
-        if forward.forward.kind is not Kind.REMOTE:
+        for own in tunnel.forwards:
+            own.mode = upkeep.mode
+            if own.forward.kind is Kind.REMOTE:
+                continue
             longest = upkeep.hold_for
-            if forward.notebook and longest == Upkeep().hold_for:
+            if own.notebook and longest == Upkeep().hold_for:
                 longest = NOTEBOOK_HOLD
             hold = Hold(upkeep.hold, float(longest))
-            is_http = upkeep.http or forward.notebook is not None
-            page = functools.partial(tunnel.waiting_page, forward) if is_http else None
-            if forward.guard is None:
+            is_http = upkeep.http or own.notebook is not None
+            page = functools.partial(tunnel.waiting_page, own) if is_http else None
+            if own.guard is None:
                 came = functools.partial(self.links.came, tunnel.link)
-                forward.guard = Guard(forward.forward, hold, self._lobby, forward.tally, came=came)
-            if forward.guard.mode != upkeep.mode:
-                forward.guard.set_mode(upkeep.mode, forward.listening)
-            forward.guard.hold, forward.guard.page = hold, page
-        return forward
+                own.guard = Guard(own.forward, hold, self._lobby, own.tally, came=came)
+            if own.guard.mode != upkeep.mode:
+                own.guard.set_mode(upkeep.mode, own.listening)
+            own.guard.hold, own.guard.page = hold, page
 
     def _follow_up(self) -> None:
         self.links.follow_up()
@@ -334,7 +341,8 @@ class Keeper:
                 record.name, link, check_upkeep(record.upkeep), origin=record.origin, drops=record.drops
             )
             tunnel.outages, tunnel.down_seconds = record.outages, record.down_seconds
-            tunnel.forwards = [self._restored(tunnel, saved) for saved in record.forwards]
+            tunnel.forwards = [self._restored(saved) for saved in record.forwards]
+            self._guard(tunnel)
             tunnel.link.environment = record.environment
             tunnel.link.forwards += tunnel.forwards
             self.tunnels[record.name] = tunnel
@@ -343,7 +351,7 @@ class Keeper:
                 tunnel.told, tunnel.since = LinkState.UP.value, datetime.fromisoformat(record.up_since)
         self._saved = saved
 
-    def _restored(self, tunnel: Tunnel, saved: SavedForward) -> OpenForward:
+    def _restored(self, saved: SavedForward) -> OpenForward:
         """What a program held stays for a while: the program asks for it again."""
         own = OpenForward(saved.asked, saved.forward, notebook=saved.notebook, kept=saved.kept)
         own.chosen_port, own.was_open = saved.chosen_port, True
@@ -352,7 +360,7 @@ class Keeper:
             own.leases.add(grace)
             loop = asyncio.get_running_loop()
             loop.call_later(GRACE, self.decisions.ask_later, functools.partial(self.release, grace))
-        return self._guarded_forward(tunnel, own)
+        return own
 
     async def _save(self) -> None:
         past = list(self._past.values())[-journal.LONGEST_MEMORY :]
