@@ -10,8 +10,6 @@ import difflib
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
-from pathlib import Path
 from typing import NamedTuple
 
 from holdfast import paths
@@ -24,13 +22,12 @@ from holdfast.keeper.counting import count
 from holdfast.keeper.decisions import Decisions
 from holdfast.keeper.forwarding import Lease, OpenForward
 from holdfast.keeper.guard import Guard, Hold, Lobby
-from holdfast.keeper.journal import Saved, SavedForward, SavedTunnel
-from holdfast.keeper.link import Known, Link, Terminal
+from holdfast.keeper.journal import Saved, SavedTunnel
+from holdfast.keeper.link import Link, Terminal
 from holdfast.keeper.links import Links
 from holdfast.keeper.notices import Notices
 from holdfast.keeper.placing import PortsHere
-from holdfast.keeper.saving import saved_masters, saved_tunnel
-from holdfast.keeper.states import LinkState
+from holdfast.keeper.saving import restored_master, restored_tunnel, saved_masters, saved_tunnel
 from holdfast.keeper.tunnel import Tunnel
 from holdfast.openssh.settings import Settings
 
@@ -329,38 +326,28 @@ class Keeper:
         ):
             await asyncio.to_thread(processes.end_left_over_masters, paths.masters_dir(), sockets)
         for master in saved.masters:
-            control_path = Path(master.control_path) if master.control_path else None
-            known = Known(Path(master.socket), control_path, master.attended, master.draining)
-            self.links.to(master.host, master.options).known.append(known)
+            self.links.to(master.host, master.options).known.append(restored_master(master))
         for record in saved.tunnels:
-            if not record.wanted:
+            if record.wanted:
+                self._restore_tunnel(record)
+            else:
                 self._past[record.name] = record
-                continue
-            link = self.links.to(record.host, record.options)
-            tunnel = Tunnel(
-                record.name, link, check_upkeep(record.upkeep), origin=record.origin, drops=record.drops
-            )
-            tunnel.outages, tunnel.down_seconds = record.outages, record.down_seconds
-            tunnel.forwards = [self._restored(saved) for saved in record.forwards]
-            self._guard(tunnel)
-            tunnel.link.environment = record.environment
-            tunnel.link.forwards += tunnel.forwards
-            self.tunnels[record.name] = tunnel
-            tunnel.is_restored = tunnel.link.is_restored = True
-            if record.up_since:
-                tunnel.told, tunnel.since = LinkState.UP.value, datetime.fromisoformat(record.up_since)
         self._saved = saved
 
-    def _restored(self, saved: SavedForward) -> OpenForward:
-        """What a program held stays for a while: the program asks for it again."""
-        own = OpenForward(saved.asked, saved.forward, notebook=saved.notebook, kept=saved.kept)
-        own.chosen_port, own.was_open = saved.chosen_port, True
-        if not own.kept:
-            grace = Lease()
-            own.leases.add(grace)
-            loop = asyncio.get_running_loop()
-            loop.call_later(GRACE, self.decisions.ask_later, functools.partial(self.release, grace))
-        return own
+    def _restore_tunnel(self, record: SavedTunnel) -> None:
+        """What programs held stays for a while: they ask for it again."""
+        link = self.links.to(record.host, record.options)
+        tunnel = self.tunnels[record.name] = restored_tunnel(record, link)
+        for own in tunnel.forwards:
+            if not own.kept:
+                grace = Lease()
+                own.leases.add(grace)
+                loop = asyncio.get_running_loop()
+                loop.call_later(GRACE, self.decisions.ask_later, functools.partial(self.release, grace))
+        self._guard(tunnel)
+        link.environment = record.environment
+        link.forwards += tunnel.forwards
+        link.is_restored = True
 
     async def _save(self) -> None:
         past = list(self._past.values())[-journal.LONGEST_MEMORY :]

@@ -1,7 +1,12 @@
-"""What of the tunnels and the masters a keeper after this one has to know."""
+"""What of the tunnels and the masters a keeper after this one has to know, and what it makes of that."""
 
 from __future__ import annotations
 
+from datetime import datetime
+from pathlib import Path
+
+from holdfast.control import check_upkeep
+from holdfast.keeper.forwarding import OpenForward
 from holdfast.keeper.journal import SavedForward, SavedMaster, SavedTunnel
 from holdfast.keeper.link import Known, Link
 from holdfast.keeper.states import LinkState
@@ -29,6 +34,34 @@ def saved_tunnel(tunnel: Tunnel, *, wanted: bool) -> SavedTunnel:
     )
 
 
+def restored_tunnel(saved: SavedTunnel, link: Link) -> Tunnel:
+    tunnel = Tunnel(
+        saved.name,
+        link,
+        check_upkeep(saved.upkeep),
+        [_restored_forward(own) for own in saved.forwards],
+        origin=saved.origin,
+        drops=saved.drops,
+        outages=saved.outages,
+        down_seconds=saved.down_seconds,
+        is_restored=True,
+    )
+    if saved.up_since:
+        tunnel.told, tunnel.since = LinkState.UP.value, datetime.fromisoformat(saved.up_since)
+    return tunnel
+
+
+def _restored_forward(saved: SavedForward) -> OpenForward:
+    return OpenForward(
+        saved.asked,
+        saved.forward,
+        notebook=saved.notebook,
+        kept=saved.kept,
+        chosen_port=saved.chosen_port,
+        was_open=True,
+    )
+
+
 def saved_masters(link: Link) -> list[SavedMaster]:
     """The masters of ours that a keeper after this one must find again, those of one before that aren't yet."""
     own = [*link.attempts, *link.ending]
@@ -49,3 +82,8 @@ def saved_masters(link: Link) -> list[SavedMaster]:
         )
         for known in (*link.known, *unseen, *living)
     ]
+
+
+def restored_master(saved: SavedMaster) -> Known:
+    control_path = Path(saved.control_path) if saved.control_path else None
+    return Known(Path(saved.socket), control_path, saved.attended, saved.draining)
