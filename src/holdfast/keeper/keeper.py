@@ -41,7 +41,7 @@ class Wish(NamedTuple):
     """What somebody wants of a tunnel."""
 
     forwards: Sequence[Forward]
-    # Those of their session; a person can log in at the terminal.
+    # Of the session that it comes from; a person can log in at the terminal.
     environment: dict[str, str]
     terminal: Terminal | None = None
     # How it is to be kept; None for as before.
@@ -78,6 +78,25 @@ class Keeper:
                 await self.decisions.consume()
         finally:
             await self._lobby.close()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it could end, and nobody would miss it."""
+        return not self.tunnels and not self.links.are_visited
+
+    def named(self, names: Iterable[str]) -> list[Tunnel]:
+        """Those of these names that are wanted just now; no names: all."""
+        return [tunnel for name in names or list(self.tunnels) if (tunnel := self.tunnels.get(name))]
+
+    def get(self, name: str) -> Tunnel:
+        """The tunnel of that name. Raises HoldfastError, with the name that may be meant."""
+        if name in self.tunnels:
+            return self.tunnels[name]
+        if name in self._past:
+            raise HoldfastError(f"the tunnel '{name}' is down", f"holdfast up {name}", Exit.NOT_UP)
+        near = difflib.get_close_matches(name, self.tunnels, 1)
+        hint = f"did you mean {near[0]}" if near else "see what there is: holdfast status"
+        raise HoldfastError(f"there is no tunnel '{name[:60]}'", hint)
 
     def find(self, request: Up) -> SavedTunnel:
         """What `request` is about: a tunnel that is known, by name or by host, or a new one without forwards.
@@ -129,6 +148,18 @@ class Keeper:
         past = self._past.get(known.name)
         options = request.options or (past.options if past and is_anothers else ())
         return request.host not in (known.host, known.name) or (says_options and options != known.options)
+
+    def _known(self, name: str) -> SavedTunnel | None:
+        if name in self.tunnels and (self.tunnels[name].is_kept or name not in self._past):
+            return saved_tunnel(self.tunnels[name], wanted=True)
+        return self._past.get(name)
+
+    def _far_end(self, host: str, options: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+        """The host and options that are meant: those of a known tunnel of that name, if none others are given."""
+        known = self._known(host) or self._known(default_name(host))
+        if known and host in (known.host, known.name) and options in ((), known.options):
+            return known.host, known.options
+        return host, options
 
     def want(self, found: SavedTunnel, wish: Wish) -> Tunnel:
         """Brings the tunnel up, with the forwards that are wished for besides its own.
@@ -223,33 +254,6 @@ class Keeper:
             for task in self._take_away(tunnel, forwards)
         ]
 
-    def restart(
-        self, names: Iterable[str], environment: dict[str, str], terminal: Terminal | None
-    ) -> list[Tunnel]:
-        """Gives the tunnels a new connection; other tunnels to the same host get it as well."""
-        chosen = [self.get(name) for name in names]
-        for link in {tunnel.link: None for tunnel in chosen}:
-            self.links.restart(link, environment, terminal)
-        return chosen
-
-    def named(self, names: Iterable[str]) -> list[Tunnel]:
-        """Those of these names that are wanted just now; no names: all."""
-        return [tunnel for name in names or list(self.tunnels) if (tunnel := self.tunnels.get(name))]
-
-    async def count(self) -> None:
-        """Has the tunnels show what the system has counted by now."""
-        await asyncio.to_thread(count, {tunnel.link for tunnel in self.tunnels.values()})
-
-    def get(self, name: str) -> Tunnel:
-        """The tunnel of that name. Raises HoldfastError, with the name that may be meant."""
-        if name in self.tunnels:
-            return self.tunnels[name]
-        if name in self._past:
-            raise HoldfastError(f"the tunnel '{name}' is down", f"holdfast up {name}", Exit.NOT_UP)
-        near = difflib.get_close_matches(name, self.tunnels, 1)
-        hint = f"did you mean {near[0]}" if near else "see what there is: holdfast status"
-        raise HoldfastError(f"there is no tunnel '{name[:60]}'", hint)
-
     def _take_away(self, tunnel: Tunnel, forwards: Sequence[OpenForward]) -> list[asyncio.Task[None]]:
         """Ends some forwards of a tunnel, it when it has no others, and its link when that has no other tunnel."""
         tunnel.forwards = [forward for forward in tunnel.forwards if forward not in forwards]
@@ -257,29 +261,6 @@ class Keeper:
             journal.record(tunnel.name, "taken down")
             del self.tunnels[tunnel.name]
         return self.links.give_up(tunnel.link, forwards)
-
-    def visit(self, request: Run, terminal: Terminal | None) -> Link:
-        """The link over which the request's program is to be run, kept for it until `links.leave`."""
-        link = self.links.to(*self._far_end(request.host, request.options))
-        self.links.visit(link, request.environment, terminal)
-        return link
-
-    def _far_end(self, host: str, options: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
-        """The host and options that are meant: those of a known tunnel of that name, if none others are given."""
-        known = self._known(host) or self._known(default_name(host))
-        if known and host in (known.host, known.name) and options in ((), known.options):
-            return known.host, known.options
-        return host, options
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether it could end, and nobody would miss it."""
-        return not self.tunnels and not self.links.are_visited
-
-    def _known(self, name: str) -> SavedTunnel | None:
-        if name in self.tunnels and (self.tunnels[name].is_kept or name not in self._past):
-            return saved_tunnel(self.tunnels[name], wanted=True)
-        return self._past.get(name)
 
     def _guard(self, tunnel: Tunnel) -> None:
         """Has guards hold the tunnel's ports as is wished; what listens over there has none."""
@@ -301,7 +282,27 @@ class Keeper:
                 own.guard.set_mode(upkeep.mode, own.listening)
             own.guard.hold, own.guard.page = hold, page
 
+    def restart(
+        self, names: Iterable[str], environment: dict[str, str], terminal: Terminal | None
+    ) -> list[Tunnel]:
+        """Gives the tunnels a new connection; other tunnels to the same host get it as well."""
+        chosen = [self.get(name) for name in names]
+        for link in {tunnel.link: None for tunnel in chosen}:
+            self.links.restart(link, environment, terminal)
+        return chosen
+
+    def visit(self, request: Run, terminal: Terminal | None) -> Link:
+        """The link over which the request's program is to be run, kept for it until `links.leave`."""
+        link = self.links.to(*self._far_end(request.host, request.options))
+        self.links.visit(link, request.environment, terminal)
+        return link
+
+    async def count(self) -> None:
+        """Has the tunnels show what the system has counted by now."""
+        await asyncio.to_thread(count, {tunnel.link for tunnel in self.tunnels.values()})
+
     def _follow_up(self) -> None:
+        """After each decision: tells of the tunnels for which something has changed."""
         self.links.follow_up()
         for tunnel in self.tunnels.values():
             # What was true before a keeper's restart has to be found out again: that is no change.
