@@ -95,6 +95,43 @@ def test_ctrl_c_at_the_prompt_leaves_nothing_behind(
     assert masters(home) == []
 
 
+def test_ctrl_c_at_the_prompt_leaves_what_somebody_else_has_asked_for_meanwhile(
+    typed: Typed, holdfast: Run, sshd: Sshd, web: Web, secret_key: None
+) -> None:
+    port = free_port()
+    terminal = typed("up", "-F", str(sshd.config), "lab", f"{free_port()}:1")
+    terminal.expect("Enter passphrase")
+    assert holdfast("up", "-F", str(sshd.config), "lab", f"{port}:{web.port}", "--no-wait").returncode == 0
+    terminal.sendintr()
+    assert finish(terminal) == 130
+    wait_for(lambda: holdfast("status").returncode == 3 and "needs login" in holdfast("status").stdout, "its end")
+    second = typed("up", "lab")
+    second.expect("Enter passphrase")
+    second.sendline("secret")
+    assert finish(second) == 0
+    assert get(port) == b"hello"
+
+
+def test_ctrl_c_at_the_prompt_leaves_what_was_remembered(
+    typed: Typed, holdfast: Run, sshd: Sshd, web: Web, secret_key: None
+) -> None:
+    port = free_port()
+    first = typed("up", "-F", str(sshd.config), "lab", f"{port}:{web.port}")
+    first.expect("Enter passphrase")
+    first.sendline("secret")
+    assert finish(first) == 0
+    holdfast("down", "lab")
+    second = typed("up", "lab", f"{free_port()}:1")
+    second.expect("Enter passphrase")
+    second.sendintr()
+    assert finish(second) == 130
+    third = typed("up", "lab")
+    third.expect("Enter passphrase")
+    third.sendline("secret")
+    third.expect(f"http://localhost:{port}")
+    assert finish(third) == 0
+
+
 def test_a_terminal_that_is_closed_at_the_prompt_leaves_nothing_behind(
     typed: Typed, holdfast: Run, sshd: Sshd, home: Path, secret_key: None
 ) -> None:

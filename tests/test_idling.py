@@ -48,6 +48,13 @@ def test_a_tunnel_that_nobody_uses_goes_idle_and_comes_back(
     assert get(port) == b"hello"
 
 
+def test_the_login_heeds_what_ssh_config_says_by_then(holdfast: Run, sshd: Sshd, web: Web, home: Path) -> None:
+    port = lazy(holdfast, sshd, web)
+    sshd.configure(f"ControlPath {home}/cm")
+    assert get(port) == b"hello"
+    assert (home / "cm").is_symlink()
+
+
 def test_a_connection_that_lasts_or_has_just_ended_is_a_use(
     holdfast: Run, sshd: Sshd, web: Web, home: Path
 ) -> None:

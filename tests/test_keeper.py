@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import os
 import signal
@@ -13,6 +14,14 @@ from pathlib import Path
 
 import pytest
 
+from holdfast.control import check_upkeep
+from holdfast.errors import UsageError
+from holdfast.forward import Kind, parse
+from holdfast.jupyter.servers import Notebook
+from holdfast.keeper.forwarding import OpenForward
+from holdfast.keeper.journal import SavedTunnel
+from holdfast.keeper.keeper import Keeper, Wish
+from holdfast.keeper.tunnel import Tunnel
 from tests.conftest import Run, Web, get, is_open, tunnel
 from tests.sshd import Sshd, free_port, wait_for
 from tests.test_up import masters, ssh
@@ -379,3 +388,19 @@ def test_a_master_that_serves_nobodys_log_stays_small(holdfast: Run, sshd: Sshd,
     with log.open("a") as file:
         file.write("x" * 300_000)
     wait_for(lambda: log.stat().st_size < 300_000, "the log to be emptied")
+
+
+def test_a_notebook_that_can_not_be_had_leaves_the_forward_where_it_leads() -> None:
+    before, after = (Notebook(pid, "/home/ann/work", "/", False, "2.21.1") for pid in (1, 2))
+    own, remote = (OpenForward(each, each) for each in (parse("8888"), parse("9000:localhost:1", Kind.REMOTE)))
+    own.notebook = before
+    wish = Wish([parse("8888:8889")], {}, upkeep=check_upkeep({"lazy": 1}), notebook=after, running=[2])
+
+    async def run() -> None:
+        keeper = Keeper()
+        keeper.tunnels["lab"] = Tunnel("lab", keeper.links.to("lab", ()), forwards=[own, remote])
+        with pytest.raises(UsageError, match="can't be lazy"):
+            keeper.want(SavedTunnel("lab", "lab", (), {}, True), wish)
+
+    asyncio.run(run())
+    assert (own.notebook, own.moves_to) == (before, None)

@@ -191,6 +191,33 @@ def test_another_tunnel_of_that_name_does_not_stand_in_a_programs_way(
         assert get(t.port) == b"hello"
 
 
+def test_a_name_that_is_remembered_for_another_host_is_no_programs_second_name(
+    lab: Open, holdfast: Run, sshd: Sshd, web: Web
+) -> None:
+    for name in ("lab-2", "lab"):
+        up = ("up", "-F", str(sshd.config), "-o", "Compression=yes", "lab", f"{free_port()}:{web.port}")
+        assert holdfast(*up, "--name", name).returncode == 0
+    holdfast("down", "lab-2")
+    with lab(web.port) as t:
+        assert t.name == "lab-3"
+
+
+def test_up_of_a_remembered_tunnel_never_adds_to_what_a_program_calls_by_its_name(
+    lab: Open, holdfast: Run, sshd: Sshd, web: Web
+) -> None:
+    port = free_port()
+    holdfast("up", "-F", str(sshd.config), "-o", "Compression=yes", "lab", f"{port}:{web.port}", "--name", "db")
+    holdfast("down", "db")
+    with lab(web.port, name="db"):
+        refused = holdfast("up", "db")
+        assert refused.returncode == 2
+        assert f"the tunnel 'db' is up already, and goes to -F {sshd.config} lab" in refused.stderr
+        assert not is_open(port)
+    back = tunnel(holdfast("up", "db", "--json"))
+    assert "Compression=yes" in back["options"]
+    assert get(port) == b"hello"
+
+
 def test_two_programs_that_open_at_once_each_get_what_they_asked_for(lab: Open, sshd: Sshd, web: Web) -> None:
     plain = ("-F", str(sshd.config))
     other = (*plain, "-o", "Compression=yes")

@@ -39,6 +39,7 @@ from holdfast.errors import Exit, HoldfastError, KeeperError, UsageError
 from holdfast.forward import Forward, Kind, parse
 from holdfast.jupyter.servers import Notebook
 from holdfast.keeper import forwarding, journal, notices
+from holdfast.keeper.decisions import Undo
 from holdfast.keeper.forwarding import Lease
 from holdfast.keeper.journal import SavedTunnel
 from holdfast.keeper.keeper import Keeper, Wish
@@ -268,19 +269,19 @@ class Conversation:
             settings=settings,
         )
 
-        def want() -> Tunnel:
+        def want() -> tuple[Tunnel, Undo]:
             now = self._keeper.find(request)  # another client may have brought one of that name up meanwhile
             is_same = (now.host, now.options) == (found.host, found.options)
             return self._keeper.want(now, wish if is_same else wish._replace(settings=None))
 
-        tunnel = await self._decisions.ask(want)
+        tunnel, take_back = await self._decisions.ask(want)
         if not request.wait:
             return [tunnel.status()]
         try:
             await self._settle([tunnel])
         except asyncio.CancelledError:
             if is_new and self._broke_off and not request.lease:  # as if it had never been asked for
-                self._decisions.ask_later(lambda: self._keeper.drop([tunnel.name], ()))
+                self._decisions.ask_later(take_back)
             raise
         await _prove([tunnel])
         return [tunnel.status()]

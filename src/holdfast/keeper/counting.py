@@ -24,8 +24,8 @@ def count(links: Collection[Link]) -> None:
         by_port.setdefault(connection.local.port, []).append(connection)
     for own in forwards:
         there = by_port.get(own.forward.listen.port, [])
-        waiting = own.guard.waiting if own.guard else 0
-        own.connections = max(0, counters.connections_of(own.forward.listeners, there, unix, guard.BESIDE) - waiting)
+        taken = counters.connections_of(own.forward.listeners, there, unix, guard.BESIDE)
+        own.connections = max(0, taken - (own.guard.waiting if own.guard else 0))
     traffic = {connection.inode: connection.traffic for connection in found}
     for link in links:
         attempt = link.serving

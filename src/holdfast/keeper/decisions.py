@@ -17,6 +17,8 @@ from holdfast.errors import HoldfastError, KeeperError
 from holdfast.keeper import journal
 
 Result = TypeVar("Result")
+# What takes a decision back.
+Undo = Callable[[], object]
 
 
 class Decisions:
@@ -31,7 +33,7 @@ class Decisions:
         self._queue: asyncio.Queue[tuple[Callable[[], Any], asyncio.Future[Any] | None]] = asyncio.Queue()
         self._watchers: set[asyncio.Event] = set()
         # What takes the current decision back when it can't be saved.
-        self._undo: Callable[[], object] | None = None
+        self._undo: Undo | None = None
 
     async def ask(self, decide: Callable[[], Result]) -> Result:
         """The result of `decide`, run by the consumer and saved. Raises the HoldfastError of either."""
@@ -43,7 +45,7 @@ class Decisions:
         """Has the consumer run `decide`; nobody waits for it."""
         self._queue.put_nowait((decide, None))
 
-    def undo_by(self, undo: Callable[[], object]) -> None:
+    def undo_by(self, undo: Undo) -> None:
         """Has `undo` take the current decision back when it can't be saved: whoever asked is told so."""
         self._undo = undo
 
@@ -90,8 +92,7 @@ class Decisions:
             self._follow_up()
             await self._save_or_note()
         except HoldfastError:
-            if self._undo is not None:
-                self._undo()
+            self._take_back()
             raise
         except Exception as error:
             journal.note(traceback.format_exc())
@@ -99,6 +100,13 @@ class Decisions:
                 f"this is a bug in the keeper: {error!r}", f"please report it: {paths.keeper_log()}"
             ) from None
         return result
+
+    def _take_back(self) -> None:
+        if self._undo is not None:
+            try:
+                self._undo()
+            except Exception:  # a bug, which is not to end the keeper
+                journal.note(traceback.format_exc())
 
     async def _save_or_note(self) -> None:
         """Saves. Where that fails: an error for whoever asked for what can be taken back, else a note."""

@@ -101,6 +101,11 @@ class OpenForward:
             self.leases.add(lease)
             lease.forwards.append(self)
 
+    def lead_to(self, notebook: Notebook, target: Address | None) -> None:
+        """It leads to that notebook from now on, which is at `target`."""
+        self.notebook, self.withheld = notebook, None
+        self.moves_to = target if self.forward.target != target else None
+
     def lost(self) -> None:
         """No master listens for it any more."""
         self.found(ForwardState.CLOSED)

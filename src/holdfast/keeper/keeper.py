@@ -9,7 +9,7 @@ import asyncio
 import difflib
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from holdfast import paths
@@ -19,7 +19,7 @@ from holdfast.forward import Forward, Kind
 from holdfast.jupyter.servers import Notebook
 from holdfast.keeper import journal, placing, processes
 from holdfast.keeper.counting import count
-from holdfast.keeper.decisions import Decisions
+from holdfast.keeper.decisions import Decisions, Undo
 from holdfast.keeper.forwarding import Lease, OpenForward
 from holdfast.keeper.guard import Guard, Hold, Lobby
 from holdfast.keeper.journal import Saved, SavedTunnel
@@ -113,29 +113,31 @@ class Keeper:
             if not request.origin:  # the configuration means its hosts, never a tunnel of that name
                 host, options = self._far_end(host, options)
             return SavedTunnel(name, host, options, request.environment, True, forwards=())
-        if self._goes_elsewhere(request, known):
-            if name in self.tunnels:
-                goes_to = " ".join([*known.options, known.host])
-                raise UsageError(
-                    f"the tunnel '{name}' is up already, and goes to {goes_to}",
-                    f"give this one another name with --name, or first: holdfast down {name}",
-                )
-            return known._replace(host=request.host, options=request.options, forwards=())
-        return known
+        is_elsewhere = self._goes_elsewhere(request, known)
+        up = self.tunnels.get(name)
+        # A program may have brought one up under a name that is remembered for another.
+        if up is not None and (is_elsewhere or (up.link.host, up.link.options) != (known.host, known.options)):
+            goes_to = " ".join([*up.link.options, up.link.host])
+            raise UsageError(
+                f"the tunnel '{name}' is up already, and goes to {goes_to}",
+                f"give this one another name with --name, or first: holdfast down {name}",
+            )
+        return known._replace(host=request.host, options=request.options, forwards=()) if is_elsewhere else known
 
     def _find_beside(self, request: Up, name: str) -> SavedTunnel:
         """A program's tunnel where that of its host's name is another one: what it had, or a new one."""
-        name = name[: LONGEST_NAME - 6]
-        for number in itertools.count(2):
-            beside = self.tunnels.get(f"{name}-{number}")
+
+        def is_possible(other: str) -> bool:
+            beside = self.tunnels.get(other)
             if beside is None:
-                break
-            known = saved_tunnel(beside, wanted=True)
-            if not self._goes_elsewhere(request, known):
-                return known
-        return SavedTunnel(
-            f"{name}-{number}", request.host, request.options, request.environment, True, forwards=()
-        )
+                return other not in self._past
+            return not self._goes_elsewhere(request, saved_tunnel(beside, wanted=True))
+
+        others = (f"{name[: LONGEST_NAME - 6]}-{number}" for number in itertools.count(2))
+        other = next(filter(is_possible, others))
+        if other in self.tunnels:
+            return saved_tunnel(self.tunnels[other], wanted=True)
+        return SavedTunnel(other, request.host, request.options, request.environment, True, forwards=())
 
     def _goes_elsewhere(self, request: Up, known: SavedTunnel) -> bool:
         """Whether it isn't the tunnel of that name that is meant.
@@ -161,19 +163,21 @@ class Keeper:
             return known.host, known.options
         return host, options
 
-    def want(self, found: SavedTunnel, wish: Wish) -> Tunnel:
-        """Brings the tunnel up, with the forwards that are wished for besides its own.
-
-        Raises UsageError, and has changed nothing then.
+    def want(self, found: SavedTunnel, wish: Wish) -> tuple[Tunnel, Undo]:
+        """Brings the tunnel up, with the forwards that are wished for besides its own; and what takes that back,
+        unless somebody has asked for it since. Raises UsageError, and has changed nothing then.
         """
         tunnel = self.tunnels.get(found.name)
         asked, added = self._prepare(found, wish, tunnel)
         if tunnel is None:
             tunnel = Tunnel(found.name, self.links.to(found.host, found.options), check_upkeep(found.upkeep))
             self.tunnels[found.name] = tunnel
+        tunnel.asked += 1
         undo = self._way_back(tunnel, asked, added, wish.lease)
         for own in asked:  # asked for twice, it is told twice
             own.claim(wish.lease)
+            if wish.notebook is not None:
+                own.lead_to(wish.notebook, wish.forwards[0].target)
         if wish.lease is None:
             self._past.pop(found.name, None)
             tunnel.origin = wish.origin or tunnel.origin
@@ -183,7 +187,7 @@ class Keeper:
         in_doubt = wish.notebook is None and any(own.notebook for own in added)
         self.links.carry(tunnel.link, added, wish.environment, wish.terminal, wish.settings, in_doubt=in_doubt)
         self.decisions.undo_by(undo)
-        return tunnel
+        return tunnel, undo
 
     def _prepare(
         self, found: SavedTunnel, wish: Wish, tunnel: Tunnel | None
@@ -207,19 +211,25 @@ class Keeper:
 
     def _way_back(
         self, tunnel: Tunnel, asked: Sequence[OpenForward], added: Sequence[OpenForward], lease: Lease | None
-    ) -> Callable[[], object]:
-        """What makes the tunnel again what it is now, once it was given what is asked for."""
+    ) -> Undo:
+        """What makes the tunnel again what it is now, once it was given what is asked for.
+
+        It does nothing when somebody has asked for the tunnel since.
+        """
         if lease is not None:
             return functools.partial(self.release, lease)
-        past, origin, upkeep = self._past.get(tunnel.name), tunnel.origin, tunnel.upkeep
-        only_leased = [own for own in asked if not own.kept]
+        number, origin, upkeep = tunnel.asked, tunnel.origin, tunnel.upkeep
+        past = self._past.get(tunnel.name)
+        before = [(own, own.kept, own.notebook, own.withheld, own.moves_to) for own in asked if own not in added]
 
         def undo() -> None:
+            if tunnel.asked != number:
+                return
             if past is not None:
                 self._past[tunnel.name] = past
             tunnel.origin, tunnel.upkeep = origin, upkeep
-            for own in only_leased:
-                own.kept = False
+            for own, kept, notebook, withheld, moves_to in before:
+                own.kept, own.notebook, own.withheld, own.moves_to = kept, notebook, withheld, moves_to
             self._guard(tunnel)
             self._take_away(tunnel, added)
 

@@ -77,6 +77,8 @@ class Links:
         link.forwards += forwards
         self._stop_lingering(link)
         self._ask_for(link)
+        if link.state is LinkState.IDLE:  # when somebody comes, that may be out of date
+            link.settings = None
         if in_doubt:
             self.notebooks.withhold(link)
         self.notebooks.look(link)
@@ -105,9 +107,9 @@ class Links:
     def visit(self, link: Link, environment: dict[str, str], terminal: Terminal | None) -> None:
         """Keeps it for a program, which is to be run over it, until `leave`."""
         link.take_session(environment, terminal)
-        link.visits += 1
         self._stop_lingering(link)
         self._driver.apply(link, LinkEvent.WANTED)
+        link.visits += 1
 
     def leave(self, visited: Iterable[Link]) -> None:
         """Ends visits. A link that nothing else needs stays for the next one, if it is up."""

@@ -56,7 +56,7 @@ class PortsHere:
         tunnel: Tunnel | None,
         running: Sequence[int],
     ) -> Forward:
-        """The forward to `notebook`: one that the tunnel has, led there now, or `forward` with a port of its own.
+        """The forward to `notebook`: one that the tunnel has, to be led there, or `forward` with its own port.
 
         That is the one that the notebook had before, else the same as over there, else the next that is free.
         `running` are the pids of all servers there.
@@ -65,8 +65,6 @@ class PortsHere:
             before = own.notebook
             is_gone = before is not None and before.pid not in running
             if own.forward.target == forward.target or (is_gone and before and before.is_like(notebook)):
-                own.notebook, own.withheld = notebook, None
-                own.moves_to = forward.target if own.forward.target != forward.target else None
                 return own.asked
         first = (forward.target.port if forward.target else 0) or NOTEBOOK_PORT
         earlier = [

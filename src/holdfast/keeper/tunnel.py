@@ -60,6 +60,8 @@ class Tunnel:
     forwards: list[OpenForward] = field(default_factory=list)
     # The configuration file that describes it, or ''.
     origin: str = ""
+    # How many times somebody has asked for it.
+    asked: int = 0
     drops: int = 0
     # Times that the link was not up, the seconds of all that are over, and the last one.
     outages: int = 0
