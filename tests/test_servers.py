@@ -1074,3 +1074,8 @@ def test_a_process_that_has_just_ended_is_gone_although_nobody_has_waited_for_it
     wait_for(lambda: psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, "it to end")
     found = far.find("dash")
     assert (found.gone, found.strange) == (1, 0)
+
+
+def test_servers_are_listed_by_their_directories_whatever_their_pids_are() -> None:
+    found = read(announced(9588, root_dir="/home/u/b"), announced(16003, root_dir="/home/u/a"), OURS)
+    assert [server.directory for server in found.servers] == ["/home/u/a", "/home/u/b"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import getpass
 import os
 import plistlib
 import shutil
@@ -36,6 +37,7 @@ from holdfast.service import (
     systemd_units,
 )
 from tests.conftest import Run, Web, _keepers, get, say_nothing_of_others, tunnel
+from tests.reader import DOCUMENTS, as_shown, blocks, compare
 from tests.sshd import Sshd, free_port, wait_for
 from tests.systemd import UserManager, why_not
 
@@ -411,3 +413,37 @@ def test_answers_of_the_managers_are_read() -> None:
     assert properties("A=1\nB=x=y\n\nC=\nnonsense") == {"A": "1", "B": "x=y", "C": ""}
     assert agent_pid("gui/501/holdfast.keeper = {\n\tstate = running\n\tpid = 412\n}") == 412
     assert agent_pid("state = waiting") == 0
+
+
+def has_a_mistake(manager: UserManager) -> None:
+    """The service is installed, and the login set can't come up: there is a mistake in the file."""
+    config = manager.home / ".config" / "holdfast" / "config.toml"
+    config.parent.mkdir(exist_ok=True)
+    config.write_text("[tunnels.lab]\nstart = 1\n")
+    manager.holdfast("service", "install")
+    manager.systemctl("restart", LOGIN)
+
+
+@needs_systemd
+@pytest.mark.parametrize("page", ["service.md", "commands.md"])
+def test_what_the_documents_show_of_the_service_is_what_it_does(
+    page: str, manager: UserManager, home: Path
+) -> None:
+    names = {
+        str(Path(installing.lasting_python())): "/home/ann/.local/share/pipx/venvs/holdfast/bin/python",
+        str(home): "/home/ann",
+        f"enable-linger {getpass.getuser()}": "enable-linger ann",
+    }
+    shown = [
+        (block.heading, step)
+        for block in blocks((DOCUMENTS / page).read_text())
+        for step in block._replace(mark="").steps
+        if step.command.startswith("holdfast service ")
+    ]
+    assert shown
+    for heading, step in shown:
+        fails = heading == "holdfast service status"
+        if fails:
+            has_a_mistake(manager)
+        done = manager.run("bash", "-c", f"exec 2>&1; {sys.executable} -m {step.command}")
+        compare(step._replace(code=3 if fails else 0), as_shown(done.stdout, names), done.returncode)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# All tests, in three groups beside each other: nearly all of their time is waiting, for outages to pass and for
+# All tests, in four groups beside each other: nearly all of their time is waiting, for outages to pass and for
 # programs to start. They are to take equally long. What no group names is in the last, shown as it goes on.
 # Then come the others, and in the end the last line of each. Whatever holds port 8888 is among the notebooks.
 set -u
@@ -8,6 +8,7 @@ outages="tests/test_healing.py tests/test_soak.py tests/test_notebook_healing.py
     tests/test_server.py tests/test_ports.py tests/test_heartbeat.py tests/test_network.py"
 notebooks="tests/test_notebook_page.py tests/test_shared_host.py tests/test_jupyter.py tests/test_notebook.py
     tests/test_demo.py"
+pages="tests/test_tutorial.py tests/test_examples.py"
 
 said=$(mktemp -d)
 trap 'rm -rf "$said"' EXIT
@@ -27,13 +28,14 @@ run() { # NAME ARGUMENTS...: what pytest says is printed, and in $said/NAME; if 
 {
     run outages $outages >/dev/null &
     run notebooks $notebooks >/dev/null &
-    run rest $(printf -- '--ignore=%s ' $outages $notebooks) &
+    run pages $pages >/dev/null &
+    run rest $(printf -- '--ignore=%s ' $outages $notebooks $pages) &
 }
 until wait; do :; done
-for name in outages notebooks; do
+for name in outages notebooks pages; do
     printf '\n%s:\n' "$name"
     cat "$said/$name"
 done
 printf '\nIn all:\n'
-for name in outages notebooks rest; do tail -n 1 "$said/$name"; done
+for name in outages notebooks pages rest; do tail -n 1 "$said/$name"; done
 ! ls "$said"/*.failed >/dev/null 2>&1

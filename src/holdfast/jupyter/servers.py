@@ -262,7 +262,9 @@ def read(printed: str) -> Found:
         next((" ".join(words) for name, words, _ in parts if name == wanted), "")
         for wanted in ("home", "directory")
     )
-    return Found(tuple(servers.values()), gone, strange, home, directory)
+    # A person looks for a directory; in the files' order a pid of four digits may come after one of five.
+    found = sorted(servers.values(), key=lambda server: (server.directory, str(server.place)))
+    return Found(tuple(found), gone, strange, home, directory)
 
 
 def fingerprint_in(text: str) -> str:
