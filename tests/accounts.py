@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import psutil
 import pytest
 
+import holdfast
 from tests.sshd import wait_for
 
 needs_accounts = pytest.mark.skipif(
@@ -117,11 +118,12 @@ def account(name: str, home: Path) -> Iterator[Account]:
 
 
 def make_environment(place: Path) -> Path:
-    """A virtual environment with what the tests' own has, which anybody can use; its Python, the system's."""
+    """A virtual environment with what the tests' own has, for anybody's use; its Python, which is the system's."""
     subprocess.run(["/usr/bin/python3", "-m", "venv", "--without-pip", str(place)], check=True)
     (installed,) = (place / "lib").glob("python3*/site-packages")
     of_tests = next(path for path in sys.path if path.endswith("site-packages"))
-    (installed / "of_tests.pth").write_text(of_tests)
+    source = Path(holdfast.__file__).parent.parent
+    (installed / "of_tests.pth").write_text(f"{of_tests}\n{source}\n")
     (place / "share").symlink_to(Path(sys.prefix) / "share")
     return place / "bin" / "python"
 

@@ -40,10 +40,17 @@ def _cgroups() -> Path | None:
 
 
 class UserManager:
-    """`systemd --user` at home in `home`, and commands beside it."""
+    """`systemd --user` at home in `home`, and commands beside it: of `user`, else of who runs the tests.
 
-    def __init__(self, home: Path, environment: Mapping[str, str]) -> None:
+    `python` is the one that has holdfast, for that user.
+    """
+
+    def __init__(
+        self, home: Path, environment: Mapping[str, str], *, user: str = "", python: str = sys.executable
+    ) -> None:
         self.home = home
+        self.user = user
+        self.python = python
         self.runtime = home / "xdg"
         self.environment = {
             **environment,
@@ -54,6 +61,11 @@ class UserManager:
         self.log = home / "systemd.log"
         self._cgroup: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def _as_user(self) -> list[str]:
+        """What to put before a command line."""
+        return ["setpriv", f"--reuid={self.user}", f"--regid={self.user}", "--init-groups"] if self.user else []
 
     @property
     def pid(self) -> int:
@@ -67,10 +79,13 @@ class UserManager:
         self.runtime.mkdir(mode=0o700, exist_ok=True)
         self._cgroup = found / f"hf-{self.home.name}"
         self._cgroup.mkdir()
+        if self.user:
+            for path in (self.runtime, self._cgroup, *self._cgroup.glob("cgroup.*")):
+                shutil.chown(path, self.user, self.user)
         script = (
             f"echo $$ > {shlex.quote(str(self._cgroup / 'cgroup.procs'))} && exec unshare --mount --cgroup sh -c "
         )
-        inner = f"{_MOUNTS} exec {SYSTEMD} --user --unit={target}"
+        inner = f"{_MOUNTS} exec {shlex.join([*self._as_user, str(SYSTEMD)])} --user --unit={target}"
         # What it starts writes to where it writes to: what would be the journal.
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -108,7 +123,7 @@ class UserManager:
         terminal.mkdir(exist_ok=True)
         enter = f'echo $$ > {shlex.quote(str(terminal))}/cgroup.procs; exec nsenter -t {self.pid} -m -C "$@"'
         return subprocess.run(
-            ["sh", "-c", enter, "sh", *words],
+            ["sh", "-c", enter, "sh", *self._as_user, *words],
             env={**self.environment, **more},
             capture_output=True,
             text=True,
@@ -118,7 +133,7 @@ class UserManager:
         )
 
     def holdfast(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
-        return self.run(sys.executable, "-m", "holdfast", *words, **more)
+        return self.run(self.python, "-m", "holdfast", *words, **more)
 
     def systemctl(self, *words: str) -> subprocess.CompletedProcess[str]:
         return self.run("systemctl", "--user", *words)

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 
+import psutil
 import pytest
 
 from holdfast.cli import installing
@@ -36,6 +37,7 @@ from holdfast.service import (
     python_of_agent,
     systemd_units,
 )
+from tests.accounts import account, make_environment, needs_accounts
 from tests.conftest import Run, Web, _keepers, get, say_nothing_of_others, tunnel
 from tests.reader import DOCUMENTS, as_shown, blocks, compare
 from tests.sshd import Sshd, free_port, wait_for
@@ -413,6 +415,42 @@ def test_answers_of_the_managers_are_read() -> None:
     assert properties("A=1\nB=x=y\n\nC=\nnonsense") == {"A": "1", "B": "x=y", "C": ""}
     assert agent_pid("gui/501/holdfast.keeper = {\n\tstate = running\n\tpid = 412\n}") == 412
     assert agent_pid("state = waiting") == 0
+
+
+@needs_systemd
+@needs_accounts
+def test_who_is_not_root_has_a_service_of_their_own(home: Path, keys: Path, web: Web) -> None:
+    home.chmod(0o755)
+    place = home / "sshd"
+    place.mkdir()
+    with account(f"hfsvc{os.getpid() % 1_000_000}", home / "ann") as ann:
+        server = Sshd(place, keys, user=ann.name)
+        server.user_key = Path(shutil.copy(keys / "user", ann.home))
+        server.configure()
+        shutil.chown(server.user_key, ann.name, ann.name)
+        python = make_environment(home / "environment")
+        running = UserManager(ann.home, ann.environment(), user=ann.name, python=str(python))
+        try:
+            server.start()
+            running.start()
+            installed = running.holdfast("service", "install")
+            assert installed.returncode == 0, installed.stderr
+            assert f"loginctl enable-linger {ann.name}" in installed.stdout
+            port = free_port()
+            up = running.holdfast("up", "-F", str(server.config), "lab", f"{port}:{web.port}")
+            assert up.returncode == 0, up.stderr
+            keeper = psutil.Process(main_pid(running))
+            assert keeper.uids().real == ann.uid
+            keeper.kill()
+            wait_for(lambda: main_pid(running) not in (0, keeper.pid), "systemd to start it again")
+            assert get(port) == b"hello"
+            assert running.holdfast("status", "lab").returncode == 0
+            assert running.holdfast("service", "status").returncode == 0
+            assert running.holdfast("service", "remove").returncode == 0
+            assert running.holdfast("down", "--all").returncode == 0
+        finally:
+            running.stop()
+            server.stop()
 
 
 def has_a_mistake(manager: UserManager) -> None:
