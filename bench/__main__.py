@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import commands, idle, notebooks, programs, recovery, report, requests, throughput
+from bench import commands, idle, notebooks, programs, recovery, report, requests, screen, throughput
 from bench.report import Section
 from bench.rig import holdfast, rig
 
@@ -73,6 +73,12 @@ def _programs() -> list[Section]:
         return programs.measure(made, one, made.serve("pieces"))
 
 
+def _screen() -> list[Section]:
+    with rig() as made, holdfast(made, "a") as one:
+        commands.fill(one, made.serve("pieces"), hosts=5)
+        return screen.measure(one)
+
+
 PARTS: dict[str, Callable[[], list[Section]]] = {
     "requests": _requests,
     "throughput": _throughput,
@@ -80,6 +86,7 @@ PARTS: dict[str, Callable[[], list[Section]]] = {
     "notebooks": _notebooks,
     "programs": _programs,
     "idle": idle.measure_links,
+    "screen": _screen,
 }
 RECOVERY = "recovery"
 

@@ -24,11 +24,11 @@ MB = 1e6
 
 def measure(many: Holdfast) -> list[Section]:
     keeper, masters = many.keeper(), many.masters()
-    before, before_masters, began = _busy([keeper]), _busy(masters), time.perf_counter()
+    before, before_masters, began = busy([keeper]), busy(masters), time.perf_counter()
     time.sleep(SECONDS)
     passed = time.perf_counter() - began
-    share = 100 * (_busy([keeper]) - before) / passed
-    share_masters = 100 * (_busy(masters) - before_masters) / passed
+    share = 100 * (busy([keeper]) - before) / passed
+    share_masters = 100 * (busy(masters) - before_masters) / passed
     memory = keeper.memory_full_info()
     section = Section("A hundred tunnels on ten hosts, idle")
     section.goals = [
@@ -75,10 +75,10 @@ def _bring_up_links(network: Network, holdfast: Holdfast, target: int) -> None:
 
 def _measure_links(section: Section, network: Network, holdfast: Holdfast) -> None:
     keeper = holdfast.keeper()
-    before, packets_before, began = _busy([keeper]), _packets(network), time.perf_counter()
+    before, packets_before, began = busy([keeper]), _packets(network), time.perf_counter()
     time.sleep(LINK_SECONDS)
     passed = time.perf_counter() - began
-    share = 100 * (_busy([keeper]) - before) / passed
+    share = 100 * (busy([keeper]) - before) / passed
     packets = (_packets(network) - packets_before) / LINKS / passed * 5
     memory = keeper.memory_info().rss / MB
     section.goals = [
@@ -99,7 +99,7 @@ def _packets(network: Network) -> int:
     return int(link["stats64"]["rx"]["packets"]) + int(link["stats64"]["tx"]["packets"])
 
 
-def _busy(processes: Iterable[psutil.Process]) -> float:
+def busy(processes: Iterable[psutil.Process]) -> float:
     """Seconds of CPU that they have used."""
     return sum(_seconds(process) for process in processes)
 
