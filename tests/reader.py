@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import getpass
 import io
-import os
 import re
 import shlex
 import shutil
@@ -33,8 +32,6 @@ DOCUMENTS = Path(__file__).resolve().parent.parent / "docs"
 # What listens on the loopback of `lab`, which is also `gpu`. On `bastion` nothing does.
 SERVICES = (8888, 6006, 5432, 8787)
 HOSTS = ("lab", "gpu", "bastion", "hpc")
-# The uid of somebody else's account on `lab`: this run's own, since other runs have a bob as well.
-BOB = 10_000 + os.getpid() % 40_000
 # Seconds that a command may take.
 PATIENCE = 90
 
@@ -287,6 +284,10 @@ class Reader:
     def _drops(self, tunnel: str) -> int:
         return int(status_of(self.network.holdfast("status", tunnel, "--json"))["drops"])
 
+    def is_shown_as(self, real: str, name: str) -> None:
+        """What is printed of `real` is `name` on the pages."""
+        self._names[real] = name
+
     def be_new(self) -> None:
         """Has the reader be where everybody begins: no tunnel, none remembered, no configuration."""
         self.network.holdfast("down", "--all")
@@ -317,7 +318,7 @@ def reader(home: Path, keys: Path, environment: Mapping[str, str]) -> Iterator[R
     own = {"HOME": str(home), "PATH": f"{home}/bin:{environment['PATH']}"}
     network = Network(home, keys, {**environment, **own}, jump=True)
     with contextlib.ExitStack() as running:
-        running.enter_context(_knows_db_and_bob(network.server))
+        running.enter_context(_knows_db(network.server))
         running.enter_context(network)
         running.enter_context(all_ended(home))
         _furnish(home, _ssh_config(network, _host_with_codes(running, network, home, keys)))
@@ -330,12 +331,10 @@ def reader(home: Path, keys: Path, environment: Mapping[str, str]) -> Iterator[R
 
 
 @contextlib.contextmanager
-def _knows_db_and_bob(host: Namespace) -> Iterator[None]:
-    """On that host the name `db` is known, and somebody called bob has an account."""
+def _knows_db(host: Namespace) -> Iterator[None]:
+    """On that host the name `db` is known."""
     with etc_of(host) as own:
         (own / "hosts").write_text("127.0.0.1 localhost db\n")
-        accounts = Path("/etc/passwd").read_text()
-        (own / "passwd").write_text(f"{accounts.rstrip()}\nbob:x:{BOB}:{BOB}::/home/bob:/bin/bash\n")
         yield
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
+import os
 import sys
 import threading
 from collections.abc import Mapping
 from urllib.parse import parse_qs, urlsplit
 
+from tests.accounts import account
 from tests.jupyters import NEWEST, Jupyter
-from tests.reader import BOB, Reader, Scene
+from tests.reader import Reader, Scene
 from tests.sshd import wait_for
 from tests.test_notebook import Jupyter as Reached
 from tests.test_notebook import call, run_code
@@ -79,10 +80,12 @@ def runs_none_in_work(reader: Reader) -> None:
 
 
 def let_bob_in(reader: Reader) -> None:
-    """From now on bob runs something on `lab`."""
-    bob = reader.network.server.call(lambda: subprocess.Popen(["sleep", "600"], user=BOB))
-    reader.running.callback(bob.wait)
-    reader.running.callback(bob.kill)
+    """From now on bob runs something on `lab`. The account is a real one, with a name of this run's own."""
+    bob = reader.running.enter_context(account(f"bob{os.getpid() % 100_000}", reader.home / "bob"))
+    reader.is_shown_as(bob.name, "bob")
+    program = reader.network.server.call(lambda: bob.start("sleep", "600"))
+    reader.running.callback(program.communicate)
+    reader.running.callback(program.kill)
 
 
 def shares_lab_with_bob(reader: Reader) -> None:
