@@ -368,6 +368,46 @@ def test_a_table_is_changed_where_it_stands_and_keeps_its_comments() -> None:
     assert after == WHOLE.replace(old, 'forwards = ["8888"]   # the notebook, and the database\n')
 
 
+LIST = """\
+[tunnels.lab]
+forwards = [
+  8888,            # the notebook
+  # the database
+  "5432:db:5432",  # for reports
+  './x.sock:80',
+]  # these three
+"""
+
+
+def test_what_stays_in_a_list_stays_as_it_is_written_with_its_comments() -> None:
+    lab = tunnels(LIST)["lab"]
+    notebook, database, socket = lab.forwards
+    new = parse_forward("6006")
+    after = with_tunnel(LIST, lab._replace(forwards=(*lab.forwards, new)), PATH)
+    assert after == LIST.replace("80',\n", '80\',\n  "6006",\n')
+    after = with_tunnel(LIST, lab._replace(forwards=(notebook, new, socket)), PATH)
+    assert after == LIST.replace('"5432:db:5432",  # for reports\n', '"6006",\n')
+    assert tunnels(after)["lab"].forwards == (notebook, new, socket)
+    after = with_tunnel(LIST, lab._replace(forwards=(socket, database)), PATH)
+    assert tunnels(after)["lab"].forwards == (socket, database)
+
+
+def test_a_list_that_cannot_be_changed_item_by_item_is_written_anew() -> None:
+    text = "[tunnels.lab]\nforwards = ['1', '2' # b\n # c\n]\n"
+    lab = tunnels(text)["lab"]._replace(forwards=tuple(map(parse_forward, "123")))
+    assert tunnels(with_tunnel(text, lab, PATH))["lab"].forwards == lab.forwards
+
+
+def test_a_new_key_comes_above_the_comment_that_is_the_next_tables() -> None:
+    text = "[tunnels.lab]\nhost = 'x'  # mine\n\n# the fast one\n[tunnels.gpu]\n"
+    lab = tunnels(text)["lab"]
+    after = with_tunnel(text, lab._replace(forwards=(parse_forward("8888"),)), PATH)
+    assert after == text.replace("# mine\n", '# mine\nforwards = ["8888"]\n')
+    bare = text.replace("host = 'x'  # mine\n", "")
+    after = with_tunnel(bare, lab._replace(forwards=(), host="y"), PATH)
+    assert after == bare.replace("lab]\n", 'lab]\nhost = "y"\n')
+
+
 def test_a_key_that_says_nothing_any_more_goes() -> None:
     lab = tunnels(WHOLE)["lab"]
     after = with_tunnel(WHOLE, lab._replace(groups=(), start=Start.MANUAL), PATH)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,12 +126,50 @@ def _changed(text: str, name: str, before: dict[str, Any], table: dict[str, Any]
         own = tunnels[name]
         for key in before.keys() - table.keys():
             own.pop(key, None)
-        for key, value in table.items():
-            if before.get(key) != value:
-                own[key] = value
+        with _above_what_follows(own):
+            for key, value in table.items():
+                if before.get(key) != value:
+                    own[key] = _rewritten(own.get(key), before.get(key, []), value)
         return tomlkit.dumps(document)
     except (TOMLKitError, KeyError, TypeError, ValueError, AttributeError):
         raise _in_the_way(name) from None
+
+
+@contextlib.contextmanager
+def _above_what_follows(table: Any) -> Iterator[None]:
+    """Has new keys come after the last one that is there: a comment below may belong to the next table."""
+    from tomlkit.items import Table
+
+    body = table.value.body if isinstance(table, Table) else []  # one of dotted keys has no body of its own
+    count = next((number for number, (key, _) in enumerate(reversed(body)) if key is not None), len(body))
+    following = body[len(body) - count :]
+    del body[len(body) - count :]
+    yield
+    body += following
+
+
+def _rewritten(item: Any, before: Any, value: Any) -> Any:
+    """`value`; of a list on several lines, what was there `before` stands as it is in `item`, comments too."""
+    import difflib
+    import tomllib
+
+    import tomlkit
+    from tomlkit.items import Array
+
+    if not isinstance(item, Array) or "\n" not in item.as_string() or len(item) != len(before):
+        return value
+    array: Any = tomlkit.parse(f"_ = {item.as_string()}")["_"]
+    changes = difflib.SequenceMatcher(None, before, value, autojunk=False).get_opcodes()
+    for tag, start, end, first, last in reversed(changes):
+        if tag != "equal":
+            del array[start:end]
+            for text in reversed(value[first:last]):
+                array.insert(start, text)
+    try:
+        is_right = tomllib.loads(f"_ = {array.as_string()}")["_"] == array.unwrap()
+    except tomllib.TOMLDecodeError:  # what follows an item without a comma isn't always seen
+        is_right = False
+    return array if is_right else value
 
 
 def _in_the_way(name: str) -> HoldfastError:
