@@ -339,6 +339,12 @@ FORWARDS = st.builds(Forward, st.just(Kind.REMOTE), ADDRESSES, ADDRESSES | st.no
 )
 
 
+def test_a_form_that_tomlkit_trips_over_is_in_the_way() -> None:
+    text = "[tunnels]\nlab.notify = true\nlab.host = 'x'\n"
+    with pytest.raises(HoldfastError, match="the form of the file is in the way"):
+        with_tunnel(text, Described("lab", "y", ()), PATH)
+
+
 @given(FORWARDS.filter(lambda one: one.target is None or one.target.host != "*"))
 def test_a_forward_as_it_is_written_is_the_same_forward(forward: Forward) -> None:
     assert parse_forward(written(forward), forward.kind) == forward

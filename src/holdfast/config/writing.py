@@ -131,7 +131,7 @@ def _changed(text: str, name: str, before: dict[str, Any], table: dict[str, Any]
                 if before.get(key) != value:
                     own[key] = _rewritten(own.get(key), before.get(key, []), value)
         return tomlkit.dumps(document)
-    except (TOMLKitError, KeyError, TypeError, ValueError, AttributeError):
+    except (TOMLKitError, LookupError, TypeError, ValueError, AttributeError):
         raise _in_the_way(name) from None
 
 
