@@ -339,6 +339,16 @@ FORWARDS = st.builds(Forward, st.just(Kind.REMOTE), ADDRESSES, ADDRESSES | st.no
 )
 
 
+def test_what_the_defaults_say_beside_an_own_option_is_not_written_again() -> None:
+    defaults = "[defaults]\nssh = ['-J', 'bastion', '-o', 'Compression=yes']\n"
+    text = f"{defaults}[tunnels.lab]\nssh = ['-J', 'other']\n"
+    lab = tunnels(text)["lab"]
+    runs = lab._replace(options=("-p", "22", *lab.options))
+    after = with_tunnel(text, runs, PATH)
+    assert after == text.replace("['-J', 'other']", '["-p", "22", "-J", "other"]')
+    assert tunnels(after)["lab"].options == runs.options
+
+
 def test_a_form_that_tomlkit_trips_over_is_in_the_way() -> None:
     text = "[tunnels]\nlab.notify = true\nlab.host = 'x'\n"
     with pytest.raises(HoldfastError, match="the form of the file is in the way"):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from holdfast.config.reading import FORWARDS, KEYS, ConfigError, Described, Start, parse, usual
+from holdfast.config.reading import FORWARDS, KEYS, ConfigError, Described, Start, merged_options, parse, usual
 from holdfast.config.spelling import duration, shown_mode
 from holdfast.control import ForwardStatus, TunnelStatus, Upkeep
 from holdfast.errors import HoldfastError, UsageError
@@ -179,9 +179,9 @@ def _in_the_way(name: str) -> HoldfastError:
 
 
 def _without(options: Sequence[str], usual: Sequence[str]) -> list[str]:
-    """`options` without those at their end that every tunnel of the file has."""
-    count = len(usual)
-    return list(options[:-count] if count and tuple(options[-count:]) == tuple(usual) else options)
+    """`options` without those at their end that every tunnel of the file gets beside its own."""
+    own = (options[:count] for count in range(0, len(options), 2))
+    return list(next((few for few in own if merged_options(few, usual) == tuple(options)), options))
 
 
 def _listening(listen: Address) -> str:
