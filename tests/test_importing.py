@@ -64,6 +64,7 @@ def texts(found: Found) -> str:
             ("-J", "a,b", "-l", "ann", "-F", "/x"),
         ),
         ("ssh -4CNL 80:web:80 lab", "lab", ["L 80:web:80"], ("-o", "AddressFamily=inet", "-o", "Compression=yes")),
+        ("autossh -2 -M 0 -fNL 80:web:80 lab", "lab", ["L 80:web:80"], ()),
         ("ssh -NL 80:web:80 -c aes128-ctr lab", "lab", ["L 80:web:80"], ("-o", "Ciphers=aes128-ctr")),
         ("ssh -NL 80:web:80 -oUser=ann lab", "lab", ["L 80:web:80"], ("-o", "User=ann")),
         ("ssh -NL 80:web:80 -o 'User ann' lab", "lab", ["L 80:web:80"], ("-o", "User=ann")),
@@ -162,6 +163,10 @@ def test_each_variable_of_autossh_is_told_with_the_reason(name: str, form: str) 
     assert f"line 1: {name} is left out: {ssh_options.VARIABLES[name]}" in texts(autossh.read(form.format(name)))
 
 
+def test_an_option_that_is_given_twice_is_told_once() -> None:
+    assert "line 1: -v is left out: " in texts(autossh.read("ssh -v -v -NL 80:web:80 lab"))
+
+
 def test_every_option_of_ssh_is_known_and_has_exactly_one_fate() -> None:
     fates = [
         *ssh_options.FORWARDS,
@@ -176,8 +181,8 @@ def test_every_option_of_ssh_is_known_and_has_exactly_one_fate() -> None:
         "o",
     ]
     assert sorted(fates) == sorted(ssh_options.VALUED | ssh_options.FLAGS)
-    # The synopsis of ssh(1), OpenSSH 10.
-    synopsis = "46AaCfGgKkMNnqsTtVvXxYy" + "BbcDEeFIiJLlmOoPpQRSWw"
+    # The synopsis of ssh(1), OpenSSH 10, and what ssh still takes besides.
+    synopsis = "2" + "46AaCfGgKkMNnqsTtVvXxYy" + "BbcDEeFIiJLlmOoPpQRSWw"
     assert sorted(synopsis) == sorted(fates)
 
 

@@ -205,6 +205,7 @@ class _Reading:
 
     def _remarks(self) -> Iterator[str]:
         for why, what in self._left_out.items():
-            yield f"{' and '.join(dict.fromkeys(what))} {'is' if len(what) == 1 else 'are'} left out: {why}"
+            each = dict.fromkeys(what)
+            yield f"{' and '.join(each)} {'is' if len(each) == 1 else 'are'} left out: {why}"
         for setting in self._unchecked:
             yield f"with {shortened(setting)} nobody checks which machine that is: better to take it out"

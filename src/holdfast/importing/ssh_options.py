@@ -1,6 +1,7 @@
 """What each option of ssh's and autossh's command lines becomes, or why it becomes nothing. Tables.
 
-From ssh(1) and ssh_config(5) of OpenSSH 10, and autossh(1) of 1.4g.
+From ssh(1) and ssh_config(5) of OpenSSH 10, and autossh(1) of 1.4g. -2, of the protocol, is in no manual any more,
+but in many a script, and ssh still takes it.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ AS_WHOLE_SETTING = {
     "k": "GSSAPIDelegateCredentials=no",
 }
 # Every connection of holdfast's is made this way already.
-OURS = frozenset("NTfnax")
+OURS = frozenset("NTfnax2")
 EVERYWHERE = "g"
 # With one of these no tunnel is made.
 NO_TUNNEL = frozenset("VQG")
 VALUED = frozenset("BbcDEeFIiJLlmOoPpQRSWw")
-FLAGS = frozenset("46AaCfGgKkMNnqsTtVvXxYy")
+FLAGS = frozenset("246AaCfGgKkMNnqsTtVvXxYy")
 CONTROL = "O"
 MAKES_FORWARD = "forward"
 ORDER = "holdfast has status, restart and down for that"
