@@ -163,6 +163,13 @@ def test_each_variable_of_autossh_is_told_with_the_reason(name: str, form: str) 
     assert f"line 1: {name} is left out: {ssh_options.VARIABLES[name]}" in texts(autossh.read(form.format(name)))
 
 
+@pytest.mark.parametrize("home", ["~", "$HOME", '"$HOME"', "${HOME}"])
+def test_a_socket_in_the_home_directory_has_its_whole_path(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    found = autossh.read(f"ssh -NL {home}/nb.sock:localhost:8888 lab")
+    assert described(found) == [("lab", ["L /home/ann/nb.sock:localhost:8888"], ())]
+
+
 def test_an_option_that_is_given_twice_is_told_once() -> None:
     assert "line 1: -v is left out: " in texts(autossh.read("ssh -v -v -NL 80:web:80 lab"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -99,6 +100,11 @@ def _options(program: str, words: Sequence[str]) -> tuple[list[Given], Sequence[
     return options, words[at:]
 
 
+def _whole(forward: str) -> str:
+    """With the home directory that a shell would put before a socket: ssh takes whole paths only."""
+    return os.path.expanduser(forward) if forward.startswith("~/") else forward  # noqa: PTH111 - never raises
+
+
 class _Reading:
     """What the options of one command line come to. Raises UsageError for what ssh wouldn't take either."""
 
@@ -116,7 +122,7 @@ class _Reading:
 
     def _take(self, letter: str, value: str) -> None:
         if letter in ssh_options.FORWARDS:
-            self.specifications.append((ssh_options.FORWARDS[letter], value))
+            self.specifications.append((ssh_options.FORWARDS[letter], _whole(value)))
         elif letter in ssh_options.KEPT:
             self._options += [f"-{letter}", value]
         elif letter == "o":
