@@ -462,6 +462,7 @@ def test_the_forward_lines_of_each_host_become_its_tunnel() -> None:
     lab = Settings(
         "localforward 8888 [localhost]:8888\nlocalforward [*]:8889 [::1]:8889\nlocalforward /tmp/a /tmp/b\n"
         "localforward []:8811 [localhost]:22\ndynamicforward /tmp/a\ndynamicforward 1090\n"
+        "localforward [localhost]:9001 /tmp/c\ndynamicforward [localhost]:9001\n"
         "remoteforward 1080 [socks]:0\nremoteforward /tmp/x [localhost]:22\nlocalforward web:1 [db]:1\n"
         "dynamicforward 7777\n"
     )
@@ -472,6 +473,7 @@ def test_the_forward_lines_of_each_host_become_its_tunnel() -> None:
             "lab",
             [
                 *("L 8888:localhost:8888", "L *:8889:[::1]:8889", "L /tmp/a:/tmp/b", "L *:8811:localhost:22"),
+                "L 9001:/tmp/c",
                 *("R 1080", "R /tmp/x:localhost:22", "D 1090"),
             ],
             ("-F", "/x"),
@@ -480,6 +482,7 @@ def test_the_forward_lines_of_each_host_become_its_tunnel() -> None:
     assert "lab: LocalForward web:1:db:1 is left out: 'web' in the forward" in texts(found)
     assert "DynamicForward 7777 stands outside of every Host" in texts(found)
     assert "/tmp/a" not in texts(found)
+    assert "9001" not in texts(found)
     assert "lab: the lines stay where they are" in texts(found)
 
 

@@ -57,8 +57,15 @@ class Settings:
     def forward_lines(self, kind: Kind) -> list[str]:
         """The host's own forward lines of this kind, in the form that -L, -R and -D take."""
         lines = self._values.get(f"{kind}forward", [])
-        # A LocalForward between two sockets is printed as a DynamicForward, too.
-        return [_as_specification(line) for line in lines if kind is not Kind.DYNAMIC or not line.startswith("/")]
+        if kind is Kind.DYNAMIC:
+            # A LocalForward to a socket is printed as a DynamicForward, too.
+            to_sockets = {
+                listen
+                for listen, _, target in (line.partition(" ") for line in self._values.get("localforward", []))
+                if target.startswith("/")
+            }
+            lines = [line for line in lines if line not in to_sockets]
+        return [_as_specification(line) for line in lines]
 
     def local_forwards(self) -> Iterator[Forward]:
         """The host's own LocalForward lines.
