@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from holdfast.cli.apply import _handing_over
-from holdfast.config.difference import Change, difference, first_additions
+from holdfast.config.difference import Change, difference, first_additions, stopgap
 from holdfast.config.reading import Described, parse
 from holdfast.control import NotebookStatus, TunnelStatus
+from holdfast.forward import parse as parse_forward
 from tests.test_config import status_of
 
 PATH = Path("/c/config.toml")
@@ -107,11 +108,14 @@ def change_to(forwards: str) -> Change:
 
 def test_where_all_forwards_are_others_those_that_can_stand_beside_the_old_ones_come_first() -> None:
     assert [str(one.listen) for one in first_additions(change_to('["6006", "8888:9"]'))] == ["localhost:6006"]
+    assert stopgap(change_to('["6006", "8888:9"]')) is None
     assert first_additions(change_to('["8888:9", "5432"]')) == ()
+    assert stopgap(change_to('["8888:9", "5432"]')) == parse_forward("0:9")
 
 
 def test_where_a_forward_stays_nothing_has_to_come_first() -> None:
     assert first_additions(change_to('["8888", "6006"]')) == ()
+    assert stopgap(change_to('["8888", "6006"]')) is None
 
 
 def test_what_is_left_alone_is_told_with_how_it_becomes_the_files_if_that_describes_it() -> None:

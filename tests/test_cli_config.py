@@ -599,6 +599,25 @@ def test_apply_changes_only_the_difference_and_save_writes_what_runs(
     assert (is_open(two), get(by_hand)) == (False, b"hello")
 
 
+def test_apply_keeps_the_connection_where_the_only_port_leads_elsewhere(
+    holdfast: Run, sshd: Sshd, web: Web, home: Path
+) -> None:
+    port = free_port()
+    config = write(home / "config.toml", sshd, lab=f"forwards = ['{port}:127.0.0.1:1']\nstart = 'login'")
+    more = {"HOLDFAST_CONFIG": str(config)}
+    holdfast("apply", **more)
+    before = tunnel(holdfast("status", "lab", "--json", **more))
+
+    write(config, sshd, lab=f"forwards = ['{port}:{web.port}']\nstart = 'login'")
+    applied = holdfast("apply", **more)
+
+    assert applied.stdout.splitlines()[1:] == [f"http://localhost:{port} -> 127.0.0.1:{web.port} on lab"]
+    assert get(port) == b"hello"
+    after = tunnel(holdfast("status", "lab", "--json", **more))
+    assert before["master_pid"] == after["master_pid"] is not None
+    assert [forward["kept"] for forward in after["forwards"]] == [True]
+
+
 def test_a_projects_tunnels_are_brought_up_once_they_are_allowed_and_a_change_asks_again(
     holdfast: Run, sshd: Sshd, web: Web, home: Path, environment: Mapping[str, str]
 ) -> None:

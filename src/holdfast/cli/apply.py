@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import click
 
@@ -10,11 +11,12 @@ from holdfast import client, paths
 from holdfast.cli import bringing
 from holdfast.cli.asking import check_timeout, tunnels
 from holdfast.cli.main import complain
-from holdfast.config.difference import Change, difference, first_additions
+from holdfast.config.difference import Change, difference, first_additions, stopgap
 from holdfast.config.reading import Described, parse_bytes
 from holdfast.config.users import users_content
 from holdfast.control import Down, Up
 from holdfast.errors import Exit, UsageError
+from holdfast.forward import Forward
 
 
 @click.command(short_help="change what runs to what the configuration file describes")
@@ -52,18 +54,34 @@ def _handing_over(alone: Sequence[str], described: Sequence[Described]) -> str:
 
 def _carry_out(changes: Sequence[Change], timeout: float, *, wait: bool) -> int:
     """First what goes, so that its ports are free for what comes; the worst exit code."""
-    for change in changes:
-        if additions := first_additions(change):
-            assert change.described is not None
-            _up([change.described._replace(forwards=additions)], timeout, wait=True)
-    for change in changes:
-        if change.described is None or change.replaced or change.removed:
-            goes = Down(
-                (change.name,), () if change.replaced else change.removed, False, forget=not change.removed
-            )
-            client.ask(goes, timeout=timeout, notice=complain)
     wanted = [change.described for change in changes if change.described is not None]
+    with contextlib.ExitStack() as held:
+        for change in changes:
+            if additions := first_additions(change):
+                assert change.described is not None
+                _up([change.described._replace(forwards=additions)], timeout, wait=True)
+            elif forward := stopgap(change):
+                assert change.described is not None
+                held.enter_context(_held(change.described, forward, timeout))
+        for change in changes:
+            if change.described is None or change.replaced or change.removed:
+                goes = Down(
+                    (change.name,), () if change.replaced else change.removed, False, forget=not change.removed
+                )
+                client.ask(goes, timeout=timeout, notice=complain)
     return bringing.tell(_up(wanted, timeout, wait=wait), as_json=False, waited=wait)
+
+
+@contextlib.contextmanager
+def _held(tunnel: Described, forward: Forward, timeout: float) -> Iterator[None]:
+    """Keeps the connection of a tunnel that runs, by a forward that ends with us, until its own are asked for."""
+    from holdfast.leasing import Tunnel
+
+    stands_in: Up = bringing.request_for(tunnel._replace(forwards=(forward,)), wait=False)
+    request = stands_in._replace(terminal=False, lease=True)
+    with Tunnel(request, timeout):
+        yield
+        _up([tunnel], timeout, wait=False)
 
 
 def _up(wanted: Sequence[Described], timeout: float, *, wait: bool) -> list[bringing.Outcome]:

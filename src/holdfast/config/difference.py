@@ -9,7 +9,7 @@ from holdfast.config.reading import Described, Start, listeners
 from holdfast.config.spelling import duration, shown_mode
 from holdfast.config.writing import asked, written
 from holdfast.control import ForwardStatus, TunnelStatus
-from holdfast.forward import Forward, Kind
+from holdfast.forward import Address, Forward, Kind
 
 
 class Change(NamedTuple):
@@ -102,10 +102,22 @@ def _removed(tunnel: Described, runs: Sequence[ForwardStatus]) -> tuple[str, ...
 def first_additions(change: Change) -> tuple[Forward, ...]:
     """The forwards to add before any is removed, where otherwise none would be left for a moment, and the
     connection would end: those that can stand beside what is there."""
-    if change.running is None or len(change.removed) < len(change.running["forwards"]):
+    if not _loses_all(change):
         return ()
+    assert change.running is not None
     taken = {one for forward in change.running["forwards"] for one in listeners(asked(forward))}
     return tuple(forward for forward in change.added if not taken & listeners(forward))
+
+
+def stopgap(change: Change) -> Forward | None:
+    """A forward that keeps the connection meanwhile where none of those to add can come first."""
+    if not _loses_all(change) or not change.added or first_additions(change):
+        return None
+    return change.added[0]._replace(listen=Address("localhost"))
+
+
+def _loses_all(change: Change) -> bool:
+    return change.running is not None and 0 < len(change.running["forwards"]) <= len(change.removed)
 
 
 def _shown(forward: Forward) -> str:
