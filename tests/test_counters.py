@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="this
 
 
 def known() -> list[Connection]:
-    found = counters.tcp_connections()
+    found = counters.tcp_connections(ended=True)
     assert found is not None
     return found
 
@@ -67,6 +67,9 @@ def test_a_connection_that_has_ended_is_remembered_with_its_age() -> None:
     ago = counters.last_use([listen], known())
     assert ago is not None
     assert 0 <= ago < 20
+    assert not [
+        end for end in counters.tcp_connections() or () if listen.port in (end.local.port, end.remote.port)
+    ]
     wait_for(lambda: (counters.last_use([listen], known()) or 0) > ago, "it to grow old")
 
 

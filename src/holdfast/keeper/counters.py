@@ -21,9 +21,9 @@ import psutil
 
 from holdfast.forward import Address
 
-# linux/tcp_states.h; as bits: all connections, no listeners
+# linux/tcp_states.h; as bits: all connections that last, no listeners
 _ESTABLISHED, _TIME_WAIT, _LISTEN = 1, 6, 10
-_CONNECTIONS = 0xFFF & ~(1 << _LISTEN)
+_LASTING = 0xFFF & ~(1 << _LISTEN | 1 << _TIME_WAIT)
 # Seconds for which the kernel remembers a connection that has ended (TCP_TIMEWAIT_LEN).
 MEMORY = 60.0
 # linux/netlink.h, linux/sock_diag.h, linux/inet_diag.h
@@ -56,8 +56,11 @@ class Connection(NamedTuple):
     traffic: Traffic | None
 
 
-def tcp_connections() -> list[Connection] | None:
-    """All on this machine, those that have just ended too. None where the system doesn't tell."""
+def tcp_connections(*, ended: bool = False) -> list[Connection] | None:
+    """All on this machine. None where the system doesn't tell.
+
+    `ended`: those that have just ended too, of which there may be tens of thousands.
+    """
     if sys.platform != "linux":
         return None
     found = []
@@ -65,16 +68,16 @@ def tcp_connections() -> list[Connection] | None:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as asked:
             asked.settimeout(1.0)
             for family in (socket.AF_INET, socket.AF_INET6):
-                asked.send(_request(family))
+                asked.send(_request(family, _LASTING | ended << _TIME_WAIT))
                 found += [_connection(message) for message in _answers(asked)]
     except OSError:
         return None
     return found
 
 
-def _request(family: int) -> bytes:
-    """A struct inet_diag_req_v2 that asks for all connections, with their TCP_INFO."""
-    body = struct.pack("=BBBBI", family, socket.IPPROTO_TCP, 1 << (_INET_DIAG_INFO - 1), 0, _CONNECTIONS)
+def _request(family: int, states: int) -> bytes:
+    """A struct inet_diag_req_v2 that asks for all connections in these states, with their TCP_INFO."""
+    body = struct.pack("=BBBBI", family, socket.IPPROTO_TCP, 1 << (_INET_DIAG_INFO - 1), 0, states)
     body += bytes(48)  # a struct inet_diag_sockid of nobody
     return _MESSAGE.pack(_MESSAGE.size + len(body), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST_DUMP, 1, 0) + body
 

@@ -74,4 +74,4 @@ def _last_use(link: Link) -> float | None:
     listens = [
         end for own in link.forwards if own.forward.kind is not Kind.REMOTE for end in own.forward.listeners
     ]
-    return counters.last_use(listens, counters.tcp_connections() or ())
+    return counters.last_use(listens, counters.tcp_connections(ended=True) or ())
