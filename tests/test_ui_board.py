@@ -116,6 +116,13 @@ def test_a_filter_finds_all_of_its_words_anywhere_in_a_row(needle: str, found: l
     assert [row.name for row in watched.board.rows(NOW, needle)] == found
 
 
+def test_a_filter_finds_a_tunnel_by_its_group_also_while_it_is_up() -> None:
+    watched = Watched()
+    watched.board.rest([GPU])
+    watched.tell(tunnel("lab"), tunnel("gpu"))
+    assert [(row.name, row.state) for row in watched.board.rows(NOW, "work up")] == [("gpu", "up")]
+
+
 def test_what_a_keeper_tells_first_replaces_all_that_was_known() -> None:
     watched = Watched()
     watched.tell(tunnel("lab"), tunnel("db"))

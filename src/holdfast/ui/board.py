@@ -133,9 +133,9 @@ class Board:
     def rows(self, now: datetime, needle: str = "") -> list[Row]:
         """The rows that `needle` is found in: those that there are by their names, then those at rest."""
         there = [self._row(tunnel, now) for _, tunnel in sorted(self.tunnels.items())]
-        resting = [(one, _resting_row(one)) for name, one in sorted(self._resting.items())]
-        at_rest = [row for one, row in resting if one.name not in self.tunnels and _fits(row, needle, one.groups)]
-        return [row for row in there if _fits(row, needle)] + at_rest
+        resting = [_resting_row(one) for name, one in sorted(self._resting.items()) if name not in self.tunnels]
+        groups = {name: one.groups for name, one in self._resting.items()}
+        return [row for row in (*there, *resting) if _fits(row, needle, groups.get(row.name, ()))]
 
     def summary(self, width: int) -> str:
         """All tunnels in a few words and, if that fits into `width` characters, what goes through them.
