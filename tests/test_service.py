@@ -67,6 +67,11 @@ def main_pid(manager: UserManager) -> int:
     return int(manager.property(KEEPER, "MainPID"))
 
 
+def variables(manager: UserManager) -> list[bytes]:
+    """What the service's keeper has in its environment."""
+    return Path(f"/proc/{main_pid(manager)}/environ").read_bytes().split(b"\0")
+
+
 def up(manager: UserManager, sshd: Sshd, web: Web) -> tuple[int, int]:
     """A tunnel to `web`: its port, and its master's pid."""
     port = free_port()
@@ -261,7 +266,7 @@ def test_variables_reach_the_keeper_as_they_are_and_linger_is_told(manager: User
     odd = "a b  'c' \"d\" %h \\e $HOME ünï"
     installed = manager.holdfast("service", "install", HOLDFAST_ODD=odd)
     assert installed.returncode == 0, installed.stderr
-    assert f"HOLDFAST_ODD={odd}" in Path(f"/proc/{main_pid(manager)}/environ").read_text().split("\0")
+    assert f"HOLDFAST_ODD={odd}".encode() in variables(manager)
     assert "linger is off" in installed.stdout
     manager.run("touch", "/var/lib/systemd/linger/root")
     assert "linger is on" in manager.holdfast("service", "status").stdout
@@ -269,6 +274,20 @@ def test_variables_reach_the_keeper_as_they_are_and_linger_is_told(manager: User
         unreachable = manager.holdfast("service", "status", XDG_RUNTIME_DIR="")
         assert "your systemd can't be reached" in unreachable.stdout
         assert (unreachable.returncode, unreachable.stderr) == (3, "")
+
+
+@needs_systemd
+def test_units_go_where_systemd_looks_though_a_shell_has_its_configuration_elsewhere(
+    manager: UserManager, folder: Path, home: Path
+) -> None:
+    for config in (str(home / "elsewhere"), "elsewhere"):
+        installed = manager.holdfast("service", "install", XDG_CONFIG_HOME=config)
+        assert installed.returncode == 0, installed.stderr
+        assert f"wrote {folder / KEEPER}" in installed.stdout
+        assert f"XDG_CONFIG_HOME={config}".encode() in variables(manager)
+        assert manager.holdfast("service", "status", XDG_CONFIG_HOME=config).returncode == 0
+        assert manager.holdfast("service", "remove", XDG_CONFIG_HOME=config).returncode == 0
+        assert not list(folder.rglob("holdfast*"))
 
 
 def test_without_a_systemd_that_answers_the_way_out_is_told_and_nothing_is_written(

@@ -25,8 +25,20 @@ class Systemd:
 
     def __init__(self) -> None:
         self._runtime = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}")
-        config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-        self._folder = config / "systemd" / "user"
+        self._folder = self._find_folder()
+
+    def _find_folder(self) -> Path:
+        """Where the user's units are. Systemd doesn't know an XDG_CONFIG_HOME that only a shell's files set."""
+        usual = Path.home() / ".config" / "systemd" / "user"
+        chosen = Path(os.environ.get("XDG_CONFIG_HOME") or "")
+        if not chosen.is_absolute():
+            return usual
+        folder = chosen / "systemd" / "user"
+        try:
+            read = properties(self._systemctl("show", "--property=UnitPath").stdout).get("UnitPath", "")
+        except HoldfastError:  # there is no systemd
+            return folder
+        return usual if str(usual) in read and str(folder) not in read else folder
 
     def install(self, program: Program) -> Iterator[str]:
         self._demand()
