@@ -263,7 +263,7 @@ def test_a_unit_that_somebody_else_wrote_is_left_alone(manager: UserManager, fol
 
 @needs_systemd
 def test_variables_reach_the_keeper_as_they_are_and_linger_is_told(manager: UserManager, home: Path) -> None:
-    odd = "a b  'c' \"d\" %h \\e $HOME ünï"
+    odd = "a b  'c' \"d\" %h \\e $HOME ünï \rf"
     installed = manager.holdfast("service", "install", HOLDFAST_ODD=odd)
     assert installed.returncode == 0, installed.stderr
     assert f"HOLDFAST_ODD={odd}".encode() in variables(manager)

@@ -211,7 +211,7 @@ def _command_line(words: list[str]) -> str:
 
 
 def _quoted(text: str) -> str:
-    text = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    text = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\r", "\\r")
     return f'"{_escaped(text)}"'
 
 
