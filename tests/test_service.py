@@ -290,6 +290,13 @@ def test_units_go_where_systemd_looks_though_a_shell_has_its_configuration_elsew
         assert not list(folder.rglob("holdfast*"))
 
 
+def test_what_a_unit_can_not_have_in_it_is_refused_before_anything_is_written(holdfast: Run, home: Path) -> None:
+    refused = holdfast("service", "install", HOME=str(home), HOLDFAST_ODD="\udcff")
+    assert refused.returncode == 1
+    assert "HOLDFAST_ODD is not in UTF-8" in refused.stderr
+    assert not (home / ".config").exists()
+
+
 def test_without_a_systemd_that_answers_the_way_out_is_told_and_nothing_is_written(
     holdfast: Run, home: Path
 ) -> None:

@@ -22,13 +22,23 @@ VERSION = 20
 
 
 def this_program() -> Program:
-    """The holdfast that runs just now, as a service can start it. Raises HoldfastError when it may vanish."""
+    """The holdfast that runs just now, as a service can start it. Raises HoldfastError when it may vanish, or
+    couldn't be written into a service's files."""
     python = lasting_python()
     if is_fleeting(python):
         raise HoldfastError(
             f"this holdfast is only in a cache: {python}", "install it first: uv tool install holdfast"
         )
-    return Program(str(python), kept(os.environ))
+    program = Program(str(python), kept(os.environ))
+    for name, value in (("the path of Python", program.python), *program.environment.items()):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise HoldfastError(
+                f"{name} is not in UTF-8, and so can't be written for the service: {value!r}",
+                "with another value, for this once: env PATH=/usr/bin:/bin holdfast service install",
+            ) from None
+    return program
 
 
 def lasting_python() -> Path:
