@@ -56,6 +56,34 @@ def test_a_bug_ends_with_70_and_keeps_its_traceback(holdfast: Run, home: Path, t
     assert "RuntimeError: ouch" in (home / "state" / "crash.log").read_text()
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_stream_that_is_closed_is_no_bug(environment: Mapping[str, str], holdfast: Run, closed: str) -> None:
+    def ends_with(words: str) -> int:
+        command = f"exec {sys.executable} -m holdfast {words} {closed}"
+        return subprocess.run(["sh", "-c", command], env=environment, timeout=30, check=False).returncode
+
+    assert ends_with(f"up nowhere.invalid {free_port()} --no-wait") == 0
+    assert ends_with("status") == 3
+    assert ends_with("ui") == 2
+    assert holdfast("status", "--short").stdout.startswith("nowhere.invalid ")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_disk_that_is_full_is_no_bug(environment: Mapping[str, str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "holdfast", "metrics"],
+            env=environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    assert ended.stderr.startswith("holdfast: can't write what was asked for: No space left on device\n")
+    assert ended.returncode == 1
+
+
 def test_a_reader_that_has_seen_enough_is_no_error_message(environment: Mapping[str, str], holdfast: Run) -> None:
     command = f"{sys.executable} -m holdfast completion bash | head -n 1"
     result = subprocess.run(

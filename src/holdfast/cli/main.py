@@ -6,6 +6,7 @@ A subcommand's module is imported when it is asked for, so that `status` pays fo
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -42,6 +43,10 @@ COMMANDS = {
 }
 
 
+# There is no room for what is printed.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
 class Commands(click.Group):
     """A group whose subcommands are imported on demand."""
 
@@ -72,6 +77,7 @@ def holdfast() -> None:
 
 def run() -> NoReturn:
     """The console script's entry."""
+    _open_streams()
     sys.exit(main(sys.argv[1:]))
 
 
@@ -99,6 +105,10 @@ def main(words: list[str]) -> int:
         drop_output()
         return Exit.FAILED
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            drop_output()
+            complain(f"can't write what was asked for: {error.strerror}", "is the disk full? df -h")
+            return Exit.FAILED
         complain(f"this is a bug in holdfast: {type(error).__name__}: {error}", _save_traceback())
         return Exit.BUG
 
@@ -109,6 +119,13 @@ def complain(message: str, hint: str = "") -> None:
         click.echo(f"holdfast: {line}", err=True)
     if hint:
         click.echo(f"holdfast: hint: {hint}", err=True)
+
+
+def _open_streams() -> None:
+    """Has a stream that was closed, as by `>&-`, lead nowhere: else what is opened next would be taken for it."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "w" if number else "r"))
 
 
 def drop_output() -> None:
