@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pty
+import signal
 import subprocess
 import sys
 import termios
@@ -22,6 +23,7 @@ from textual import events
 from textual.pilot import Pilot
 from textual.widgets import Input, Log, Static
 
+from holdfast import client
 from holdfast.control import Changes, TunnelStatus
 from holdfast.errors import Exit, HoldfastError
 from holdfast.ui import feed, showing, terminal
@@ -33,7 +35,7 @@ from holdfast.ui.details_pane import DetailsPane
 from holdfast.ui.dialogs import Help, Question
 from holdfast.ui.feed import AtRest, Feed, LogEnd, Silent, Told
 from holdfast.ui.log_screen import Growing, LogScreen
-from tests.conftest import Run, Web, get
+from tests.conftest import Run, Web, _keepers, get
 from tests.records import NOW, changes, forward, outage, tunnel
 from tests.sshd import Sshd, free_port
 
@@ -856,6 +858,31 @@ def test_a_keeper_that_was_killed_is_told_of_and_another_one_found(
         await until(pilot, lambda: not str(app.query_one("#note", Static).content), "another keeper")
         await until(pilot, lambda: app.board.tunnels["lab"]["state"] == "up", "the tunnel as it was")
         assert await asyncio.to_thread(get, described) == b"hello"
+
+    play(app, scenario)
+
+
+def test_a_keeper_that_is_stopped_is_told_of_until_it_goes_on(
+    described: int, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "SILENCE", 0.5)
+    monkeypatch.setattr(client, "GREETING", 0.5)
+    app = TunnelScreen(Feed(), Actions(os.environ), tick=0.1)
+
+    def note() -> str:
+        return str(app.query_one("#note", Static).content)
+
+    async def scenario(pilot: Pilot[None]) -> None:
+        await until(pilot, lambda: app.tunnels.row, "the tunnel that is described")
+        await pilot.press("u")
+        await until(pilot, lambda: "lab" in app.board.tunnels, "it to come up")
+        (keeper,) = _keepers(home)
+        os.kill(keeper, signal.SIGSTOP)
+        try:
+            await until(pilot, lambda: "the keeper doesn't answer" in note(), "the word of it")
+        finally:
+            os.kill(keeper, signal.SIGCONT)
+        await until(pilot, lambda: not note(), "the keeper to be heard again")
 
     play(app, scenario)
 

@@ -178,7 +178,7 @@ class Following:
             yield self.receive(None)
 
     def receive(self, timeout: float | None) -> Changes:
-        """The next changes. Raises KeeperError, TimeoutError after so many seconds: then it is of no more use."""
+        """The next changes. Raises KeeperError, TimeoutError after so many seconds: it may be called again."""
         answer = self._connection.receive(timeout)
         if "error" in answer:
             raise error_from(answer["error"])

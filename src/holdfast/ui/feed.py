@@ -21,6 +21,8 @@ from holdfast.ui.board import Ends, Resting
 
 # Seconds between looks for a keeper, at files, and of the keeper's counters.
 LOOK = 1.0
+# Seconds of silence after which the keeper is asked whether it still answers.
+SILENCE = 5.0
 # Bytes of a log that are read from its end, and lines of it that the pane has.
 TAIL = 4096
 TAIL_LINES = 20
@@ -102,19 +104,24 @@ class Feed:
             self._stopped.wait(LOOK)
 
     def _hand_on(self) -> None:
-        """Until the keeper goes away. Raises HoldfastError for one that never tells, TimeoutError."""
+        """Until the keeper goes away. Raises HoldfastError for one that never tells, or answers no more."""
         is_first = True
         with client.Following((), LOOK) as following:
             self._following = following
-            try:
-                for changes in following:
-                    if self._stopped.is_set():
-                        return
-                    self._say(Told(changes, is_first=is_first))
-                    is_first = False
-            except KeeperError:
-                if is_first:
-                    raise
+            while True:
+                try:
+                    changes = following.receive(SILENCE)
+                except TimeoutError:
+                    _keeper_is_there()
+                    continue
+                except KeeperError:
+                    if is_first:
+                        raise
+                    break
+                if self._stopped.is_set():
+                    return
+                self._say(Told(changes, is_first=is_first))
+                is_first = False
         self._say(Silent("the keeper went away" if client.something_is_wanted() else ""))
 
     def _read_files(self) -> None:
@@ -194,6 +201,7 @@ def last_lines(log: Path) -> list[str]:
 
 
 def _keeper_is_there() -> bool:
+    """Raises KeeperError for one that doesn't answer."""
     found = client.find()
     if found is not None:
         found.close()
