@@ -63,6 +63,11 @@ def test_a_frame_is_never_larger_than_its_screen(columns: int, lines: int, count
     assert all(len(line) <= columns for line in shown)
 
 
+@pytest.mark.parametrize("lines", [0, 1])
+def test_where_there_is_room_for_one_line_it_is_the_first(lines: int) -> None:
+    assert drawn(tunnel("lab"), tunnel("db", state="stalled"), lines=lines) == ["12:00:00  1 up, db stalled"]
+
+
 def test_what_finds_no_room_is_counted() -> None:
     assert drawn(*(tunnel(f"t{number}") for number in range(10)), lines=5)[-1] == "8 more lines"
     assert len(drawn(*(tunnel(f"t{number}") for number in range(3)), lines=5)) == 5

@@ -41,7 +41,9 @@ def frame(
     rows = [(tunnel, list(_rows(tunnel, traffic.rate(tunnel["name"])))) for tunnel in tunnels]
     shown = render.listing(_HEADINGS, rows, lambda tunnel: render.remarks(tunnel, at), columns)
     shown = [first, *(shown if tunnels else [])]
-    if len(shown) > lines:
+    if lines < 2:  # there is room for the first one only
+        shown = shown[:1]
+    elif len(shown) > lines:
         hidden = len(shown) - lines + 1
         shown = [*shown[: lines - 1], "1 more line" if hidden == 1 else f"{hidden} more lines"]
     return [cut(line, columns) for line in shown]
