@@ -68,6 +68,20 @@ def test_where_there_is_room_for_one_line_it_is_the_first(lines: int) -> None:
     assert drawn(tunnel("lab"), tunnel("db", state="stalled"), lines=lines) == ["12:00:00  1 up, db stalled"]
 
 
+def test_wide_characters_take_two_columns_in_cells_in_remarks_and_where_a_line_is_cut() -> None:
+    wide = tunnel("lab", forward("/run/数据.sock"), state="waiting", reason="没有到主机的路由" * 3, rtt_ms=None)
+    assert drawn(wide, tunnel("db"), columns=44) == [
+        "12:00:00  1 up, lab waiting",
+        "NAME  STATE  FORWARD                 RTT    ",
+        "lab   up     /run/数据.sock -> 8888  -      ",
+        "      没有到主机的路由没有到主机的路由没有",
+        "      到主机的路由",
+        "db    up     8888 -> 8888            1.3 ms ",
+    ]
+    assert cut("a数b", 2) == "a"
+    assert cut("a数b", 3) == "a数"
+
+
 def test_what_finds_no_room_is_counted() -> None:
     assert drawn(*(tunnel(f"t{number}") for number in range(10)), lines=5)[-1] == "8 more lines"
     assert len(drawn(*(tunnel(f"t{number}") for number in range(3)), lines=5)) == 5

@@ -60,11 +60,11 @@ def listing(
 
 def laid_out(headings: Row, rows: Sequence[Row]) -> list[str]:
     """The headings and the rows, a line each, in columns as wide as their widest cells. A STATE has its colour."""
-    widths = [max(len(cell) for cell in column) for column in zip(headings, *rows, strict=True)]
+    widths = [max(map(columns_of, column)) for column in zip(headings, *rows, strict=True)]
     coloured = headings.index("STATE") if "STATE" in headings else None
     lines = [_dim(_line(headings, widths))]
     for row in rows:
-        cells = [f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)]
+        cells = _padded(row, widths)
         if coloured is not None:
             cells[coloured] = click.style(cells[coloured], fg=_COLOURS.get(row[coloured], "red"))
         lines.append("  ".join(cells).rstrip())
@@ -227,6 +227,17 @@ def age(seconds: float) -> str:
     return f"{int(seconds // 86400)} d"
 
 
+def columns_of(text: str) -> int:
+    """How many columns of a terminal `text` takes: two for a wide character, none for one that joins another."""
+    if text.isascii():
+        return len(text)
+    from unicodedata import category, east_asian_width
+
+    return sum(
+        0 if category(one) in ("Mn", "Me", "Cf") else 2 if east_asian_width(one) in "WF" else 1 for one in text
+    )
+
+
 def colour_allowed() -> bool | None:
     """False where the user has asked for none (no-color.org); None leaves it to the terminal."""
     return False if os.environ.get("NO_COLOR") else None
@@ -260,18 +271,25 @@ def _next_try(tunnel: TunnelStatus, now: datetime) -> str:
 
 
 def _line(cells: Row, widths: Sequence[int]) -> str:
-    return "  ".join(f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip()
+    return "  ".join(_padded(cells, widths)).rstrip()
+
+
+def _padded(cells: Row, widths: Sequence[int]) -> list[str]:
+    return [cell + " " * (width - columns_of(cell)) for cell, width in zip(cells, widths, strict=True)]
 
 
 def _folded(text: str, width: int | None) -> list[str]:
-    """`text` as lines of at most `width` characters, dim if it was."""
+    """`text` as lines that take at most `width` columns, dim if it was."""
     plain = click.unstyle(text)
-    if width is None or len(plain) <= width:
+    if width is None or columns_of(plain) <= width:
         return [text]
     import textwrap
 
-    lines = textwrap.wrap(plain, max(width, 10))
-    return lines if text == plain else [_dim(line) for line in lines]
+    width = max(width, 10)
+    if not plain.isascii():  # a wide character counts twice, and may be parted from what stands for its half
+        plain, width = "".join("\0" * (columns_of(one) - 1) + one for one in plain), width - 1
+    lines = [line.replace("\0", "") for line in textwrap.wrap(plain, width)]
+    return lines if text == click.unstyle(text) else [_dim(line) for line in lines]
 
 
 def _dim(text: str) -> str:

@@ -6,6 +6,7 @@ put right afterwards, however it ends.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -67,18 +68,19 @@ def _brief_ends(forward: ForwardStatus) -> str:
 
 
 def cut(line: str, columns: int) -> str:
-    """The first `columns` characters of `line`; codes for colour take no room, and end with it."""
+    """What of `line` fits into so many columns; codes for colour take no room, and end with it."""
     shown, left, is_styled = [], columns, False
     for part in _CODE.split(line):
         if _CODE.fullmatch(part):
             shown.append(part)
             is_styled = part != _RESET
-        elif left < len(part):
-            shown.append(part[:left] + _RESET * is_styled)
+        elif left < (room := render.columns_of(part)):
+            ends = itertools.accumulate(map(render.columns_of, part))
+            shown.append(part[: sum(end <= left for end in ends)] + _RESET * is_styled)
             break
         else:
             shown.append(part)
-            left -= len(part)
+            left -= room
     return "".join(shown)
 
 
