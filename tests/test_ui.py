@@ -20,10 +20,13 @@ from typing import Any
 import pytest
 from rich.color import Color
 from textual import events
+from textual.message import Message
 from textual.pilot import Pilot
 from textual.widgets import Input, Log, Static
 
 from holdfast import client
+from holdfast.cli import configured
+from holdfast.config import trust
 from holdfast.control import Changes, TunnelStatus
 from holdfast.errors import Exit, HoldfastError
 from holdfast.ui import feed, showing, terminal
@@ -37,7 +40,7 @@ from holdfast.ui.feed import AtRest, Feed, LogEnd, Silent, Told
 from holdfast.ui.log_screen import Growing, LogScreen
 from tests.conftest import Run, Web, _keepers, get
 from tests.records import NOW, changes, forward, outage, tunnel
-from tests.sshd import Sshd, free_port
+from tests.sshd import Sshd, free_port, wait_for
 
 Compare = Callable[..., bool]
 NOTEBOOK = forward(url="http://localhost:8888", connections=4)
@@ -685,6 +688,30 @@ def test_what_is_described_or_was_taken_down_is_at_rest_each_once(own_files: Pat
         Resting("old", "old.example", (Ends("local", "localhost:41", "db:1"),)),
     ]
     assert mistake == ""
+
+
+def test_a_project_is_at_rest_from_when_the_user_agrees_to_it_until_it_goes(own_files: Path) -> None:
+    told: list[list[str]] = []
+
+    def say(message: Message) -> None:
+        if isinstance(message, AtRest):
+            told.append([one.name for one in message.tunnels])
+
+    project = own_files / ".holdfast.toml"
+    following = Feed()
+    following.start(say)
+    try:
+        wait_for(lambda: told, "the first look")
+        assert told == [[]]
+        project.write_text('[tunnels.lab]\nforwards = ["6006"]\n')
+        found = configured.project()
+        assert found is not None
+        trust.allow(found.file, found.digest)
+        wait_for(lambda: told[-1] == ["lab"], "what was agreed to")
+        project.unlink()
+        wait_for(lambda: told[-1] == [], "its end to be noticed")
+    finally:
+        following.stop()
 
 
 @pytest.mark.parametrize(

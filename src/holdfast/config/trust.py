@@ -88,19 +88,19 @@ def with_copies(tunnel: Described, configurations: Mapping[str, bytes]) -> Descr
 
 
 def is_allowed(digest: str) -> bool:
-    return (_allowed() / digest).exists()
+    return (agreements() / digest).exists()
 
 
 def allow(file: ProjectFile, digest: str) -> None:
     """Remembers that the user has agreed. Raises HoldfastError."""
     from holdfast.config.file import write
 
-    write(_allowed() / digest, os.fsencode(file.path))  # whole or not at all: `deny` knows it by its content
+    write(agreements() / digest, os.fsencode(file.path))  # whole or not at all: `deny` knows it by its content
 
 
 def deny(path: Path) -> bool:
     """Takes back every agreement to the file at `path`; whether there was one."""
-    notes = [note for note in _allowed().iterdir() if note.read_bytes() == os.fsencode(path)]
+    notes = [note for note in agreements().iterdir() if note.read_bytes() == os.fsencode(path)]
     for note in notes:
         note.unlink(missing_ok=True)
     return bool(notes)
@@ -153,7 +153,8 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _allowed() -> Path:
+def agreements() -> Path:
+    """The directory of what the user has agreed to."""
     return paths.private_dir(paths.state_dir() / "allowed")
 
 

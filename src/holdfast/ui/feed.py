@@ -125,12 +125,14 @@ class Feed:
         self._say(Silent("the keeper went away" if client.something_is_wanted() else ""))
 
     def _read_files(self) -> None:
+        from holdfast.config import trust
+
         seen: tuple[object, ...] = ()
         tail: tuple[object, ...] = ()
         while not self._stopped.is_set():
             name = self._name
             with contextlib.suppress(HoldfastError):
-                now = _signs(paths.config_file(), paths.state_file())
+                now = (_project_file(), *_signs(paths.config_file(), trust.agreements(), paths.state_file()))
                 if now != seen:
                     seen = now
                     self._say(AtRest(*at_rest()))
@@ -168,6 +170,15 @@ def at_rest() -> tuple[list[Resting], str]:
     ]
     names = {one.name for one in of_config}
     return [*of_config, *(one for one in remembered() if one.name not in names)], mistake
+
+
+def _project_file() -> object:
+    """The project's file and what is in it, if there is one that may be read."""
+    from holdfast.cli import configured
+
+    with contextlib.suppress(HoldfastError):
+        return configured.project_file()
+    return None
 
 
 def remembered() -> list[Resting]:
