@@ -17,6 +17,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import pexpect
 import pytest
 from rich.color import Color
 from textual import events
@@ -809,6 +810,24 @@ def test_without_a_terminal_the_command_says_what_to_use(holdfast: Run) -> None:
     assert result.stderr == (
         "holdfast: ui needs a terminal to draw on\nholdfast: hint: for programs there is holdfast status --json\n"
     )
+
+
+def test_a_screen_that_is_terminated_leaves_the_terminal_as_it_was(
+    environment: Mapping[str, str], holdfast: Run
+) -> None:
+    variables = {**environment, "TERM": "xterm-256color"}
+    child = pexpect.spawn(sys.executable, ["-m", "holdfast", "ui"], env=variables, dimensions=(24, 80), timeout=30)
+    try:
+        before = termios.tcgetattr(child.child_fd)
+        child.expect_exact("No tunnels yet.")
+        child.kill(signal.SIGTERM)
+        child.expect_exact("\x1b[?1049l")
+        child.expect(pexpect.EOF)
+        child.wait()
+        assert child.exitstatus == 0
+        assert termios.tcgetattr(child.child_fd) == before
+    finally:
+        child.close(force=True)
 
 
 def test_without_the_extra_one_line_and_a_hint_are_all(environment: Mapping[str, str]) -> None:

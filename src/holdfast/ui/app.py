@@ -5,7 +5,9 @@ Nothing here waits: what could take time is done in threads, and comes back as a
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import signal
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -146,6 +148,8 @@ class TunnelScreen(App[None]):
         yield Footer(show_command_palette=False)
 
     def on_mount(self) -> None:
+        # Else the terminal would stay as it is here: raw, and with the mouse told of.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.exit)
         self.tunnels.focus()
         self._feed.start(self._tell)
         if self._tick:
