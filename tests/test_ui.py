@@ -642,6 +642,34 @@ def test_the_log_is_followed_over_the_whole_screen(home: Path, monkeypatch: pyte
     play(app, scenario)
 
 
+def test_the_end_of_a_log_stays_in_view_when_the_terminal_gets_smaller_unless_somebody_reads_further_up(
+    own_files: Path,
+) -> None:
+    log = own_files / "state" / "logs" / "db.log"
+    log.parent.mkdir(mode=0o700)
+    log.write_text("".join(f"{number}\n" for number in range(99)))
+    app = full_screen()
+
+    async def scenario(pilot: Pilot[None]) -> None:
+        await pilot.press("l")
+        shown = app.screen.query_one(Log)
+        await until(pilot, lambda: len(shown.lines) > 98, "the log")
+        await pilot.resize_terminal(80, 10)
+        await until(pilot, lambda: shown.is_vertical_scroll_end, "its end")
+        with log.open("a") as file:
+            file.write("more\n" * 9)
+        await until(pilot, lambda: "more" in shown.lines and shown.is_vertical_scroll_end, "its new end")
+        await pilot.press("k", "k")
+        await pilot.resize_terminal(80, 9)
+        await pilot.pause()
+        assert not shown.is_vertical_scroll_end
+        await pilot.press("G")
+        await pilot.resize_terminal(80, 8)
+        await until(pilot, lambda: shown.is_vertical_scroll_end, "its end again")
+
+    play(app, scenario)
+
+
 def test_a_log_that_is_put_aside_is_gone_on_with_in_the_new_one(tmp_path: Path) -> None:
     log = tmp_path / "lab.log"
     growing = Growing(log)

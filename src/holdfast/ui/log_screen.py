@@ -85,7 +85,9 @@ class LogScreen(Screen[None]):
         yield Footer(show_command_palette=False)
 
     def on_mount(self) -> None:
-        self.query_one(Log).focus()
+        log = self.query_one(Log)
+        log.focus()
+        log.anchor()  # also while the terminal gets another size
         background.start(self._read, self._tell)
 
     def on_unmount(self) -> None:
