@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 import click
 import pexpect
@@ -15,7 +18,7 @@ from holdfast.cli.watching import cut, frame, split_interval
 from holdfast.control import TunnelStatus
 from holdfast.errors import UsageError
 from holdfast.rates import Traffic
-from tests.conftest import Run
+from tests.conftest import Run, _keepers
 from tests.records import NOW, forward, tunnel
 from tests.sshd import free_port
 
@@ -112,6 +115,25 @@ def test_without_a_terminal_there_is_a_hint_instead(holdfast: Run) -> None:
     assert result.returncode == 2
     assert "holdfast: hint: for programs there is holdfast events --json" in result.stderr
     assert holdfast("status", "--watch", "--json").returncode == 2
+
+
+def test_a_keeper_that_is_stopped_is_told_of_until_it_goes_on(
+    holdfast: Run, environment: Mapping[str, str], home: Path
+) -> None:
+    assert holdfast("up", "nowhere.invalid", str(free_port()), "--no-wait").returncode == 0
+    (keeper,) = _keepers(home)
+    words = ["-m", "holdfast", "status", "--watch", "0.5"]
+    variables = {**environment, "NO_COLOR": "1", "TERM": "xterm", "COLUMNS": "", "LINES": ""}
+    child = pexpect.spawn(sys.executable, words, env=variables, dimensions=(24, 90), timeout=30, encoding="utf-8")
+    try:
+        child.expect(r"nowhere\.invalid +\w+ +\d+ -> \d+")
+        os.kill(keeper, signal.SIGSTOP)
+        child.expect_exact("; the keeper doesn't answer, so this is how they were")
+        os.kill(keeper, signal.SIGCONT)
+        child.expect(r":\d\d  nowhere\.invalid \w+\x1b\[K")
+    finally:
+        os.kill(keeper, signal.SIGCONT)
+        child.close(force=True)
 
 
 def test_a_terminal_is_drawn_on_again_and_again_without_colour_until_ctrl_c(

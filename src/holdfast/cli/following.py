@@ -44,6 +44,7 @@ class Watch:
         self._known = Known()
         self._is_new = True
         self._following = client.Following((), interval) if client.something_is_wanted() else None
+        self._heard_at = time.monotonic()
 
     @property
     def tunnels(self) -> dict[str, TunnelStatus]:
@@ -52,6 +53,19 @@ class Watch:
     @property
     def has_keeper(self) -> bool:
         return self._following is not None
+
+    def answers(self, patience: float) -> bool:
+        """Whether the keeper told something within the last `patience` seconds, or answers now. Not to be asked
+        where there is none."""
+        if time.monotonic() - self._heard_at > patience:
+            try:
+                found = client.find()
+            except KeeperError:
+                return False
+            if found is not None:
+                found.close()
+            self._heard_at = time.monotonic()
+        return True
 
     def wait(self, seconds: float) -> list[Event]:
         """What happened, as soon as anything has.
@@ -82,9 +96,11 @@ class Watch:
         if found is not None:
             found.close()
             self._following = client.Following((), self._interval)
+            self._heard_at = time.monotonic()
         return self._following
 
     def _learn(self, told: Changes) -> list[Event]:
+        self._heard_at = time.monotonic()
         if self._is_new:
             self._is_new = False
             return self._known.start_over(told, now())

@@ -27,6 +27,8 @@ from holdfast.rates import Rate, Traffic, amount
 
 # Seconds between two frames.
 SHORTEST, LONGEST = 0.1, 3600.0
+# Seconds of silence after which the keeper is asked whether it still answers.
+SILENCE = 5.0
 
 _HEADINGS = ("NAME", "STATE", "FORWARD", "RTT", "CONNS", "IN", "OUT")
 _CODE = re.compile(r"(\x1b\[[0-9;]*m)")
@@ -110,13 +112,20 @@ def show(names: Sequence[str], interval: float) -> int:
             watch.wait(interval)
             while True:
                 tunnels = [tunnel for name, tunnel in watch.tunnels.items() if is_chosen(name)]
-                note = "" if watch.has_keeper else "; no keeper runs, so this is how they were"
+                note = f"; {doubt}, so this is how they were" if (doubt := _doubt(watch, interval)) else ""
                 traffic.note(tunnels, time.monotonic())
                 columns, lines = shutil.get_terminal_size()
                 screen.draw(frame(tunnels, traffic, now(), columns, lines - 1, note), (columns, lines))
                 watch.wait(interval)
     finally:
         print(flush=True)
+
+
+def _doubt(watch: Watch, interval: float) -> str:
+    """Why what is known of the tunnels may not be so any more, or nothing."""
+    if not watch.has_keeper:
+        return "no keeper runs"
+    return "" if watch.answers(max(SILENCE, 2 * interval)) else "the keeper doesn't answer"
 
 
 class _Screen:
