@@ -33,6 +33,15 @@ def test_the_last_lines_of_all_tunnels_are_shown_in_the_order_of_time(holdfast: 
     assert [line.split("  ")[1:] for line in shown] == [["b", "one"], ["a", "two"], ["b", "three"]]
 
 
+def test_the_order_of_time_is_kept_where_summer_time_ends(holdfast: Run, home: Path) -> None:
+    logs = home / "state" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "a.log").write_text("2026-10-25 02:59:00+02:00  one\nof two lines\n2026-10-25 02:01:00+01:00  three\n")
+    (logs / "b.log").write_text("2026-10-25 02:00:00+01:00  two\n")
+    shown = holdfast("logs").stdout.splitlines()
+    assert [line.rpartition("  ")[2] for line in shown] == ["one", "of two lines", "two", "three"]
+
+
 def test_following_shows_new_lines_as_they_come_also_after_the_log_was_put_aside(
     environment: Mapping[str, str], holdfast: Run, home: Path
 ) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +47,8 @@ def logs(names: tuple[str, ...], follow: bool, lines: int, remote: bool, **optio
         raise HoldfastError(f"there is no log of a tunnel '{missing[0]}'", "see what there is: holdfast status")
     seen = {name: path.stat().st_size for name, path in files.items()}
     lines_of_all = (line for name, path in files.items() for line in _lines_of(name, path, seen[name]))
-    told = sorted(lines_of_all, key=lambda line: line.partition("  ")[0])
-    for line in told[-lines:] if lines > 0 else []:
+    told = sorted(lines_of_all, key=lambda line: line[0])
+    for _, line in told[-lines:] if lines > 0 else []:
         click.echo(line)
     if follow:
         _follow(files, seen)
@@ -92,12 +94,17 @@ def _all_names() -> list[str]:
     return sorted(path.stem for path in paths.logs_dir().glob("*.log"))
 
 
-def _lines_of(name: str, path: Path, size: int) -> Iterator[str]:
-    """The lines of the log that was put aside, and of the first `size` bytes of the present one."""
+def _lines_of(name: str, path: Path, size: int) -> Iterator[tuple[float, str]]:
+    """The lines of the log that was put aside, and of the first `size` bytes of the present one, each with its
+    moment, in seconds: summer time ends, and people travel, so that the hours written need not be in order.
+    """
+    moment = 0.0
     older = path.with_suffix(".log.1")
     text = (older.read_bytes() if older.exists() else b"") + path.read_bytes()[:size]
     for line in text.decode(errors="replace").splitlines():
-        yield _named(line, name)
+        with contextlib.suppress(ValueError):
+            moment = datetime.fromisoformat(line.partition("  ")[0]).timestamp()
+        yield moment, _named(line, name)
 
 
 def _named(line: str, name: str) -> str:
