@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.conftest import Run
+from holdfast import client
+from tests.conftest import Run, _keepers
 from tests.sshd import free_port
 
 
@@ -25,6 +29,20 @@ def test_a_prompt_tells_what_the_keeper_knows_and_when_there_is_none(
     kill_keeper()
     unwatched = holdfast("status", "--short")
     assert (unwatched.returncode, unwatched.stdout) == (3, "tunnels unwatched\n")
+
+
+def test_a_prompt_does_not_wait_for_a_keeper_that_is_stopped(holdfast: Run, home: Path) -> None:
+    assert holdfast("up", "nowhere.invalid", str(free_port()), "--no-wait").returncode == 0
+    (keeper,) = _keepers(home)
+    os.kill(keeper, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        told = holdfast("status", "--short")
+        assert time.monotonic() - began < client.GREETING
+    finally:
+        os.kill(keeper, signal.SIGCONT)
+    assert (told.returncode, told.stdout) == (1, "")
+    assert "the keeper doesn't answer" in told.stderr
 
 
 def test_status_takes_patterns_and_says_which_names_nobody_knows(holdfast: Run) -> None:

@@ -212,7 +212,7 @@ def known_now(timeout: float, *, counted: bool = False) -> list[TunnelStatus] | 
     `counted`: with what has gone through them, and their connections, as these are now.
     Raises KeeperError, TimeoutError after `timeout` seconds without an answer.
     """
-    connection = find_running()
+    connection = find_running(min(timeout, GREETING))
     if connection is None:
         return None
     with contextlib.closing(connection):
@@ -245,14 +245,17 @@ def something_is_wanted() -> bool:
         return True
 
 
-def find() -> Connection | None:
-    """A connection to the keeper that runs, or None. Its lock's file says where it listens."""
+def find(seconds: float = GREETING) -> Connection | None:
+    """A connection to the keeper that runs, or None. Its lock's file says where it listens.
+
+    Raises KeeperError for one that doesn't answer within so many seconds.
+    """
     try:
         path = paths.lock_file().read_text()
     except OSError:
         return None
     try:
-        return _greeted(path, GREETING) if path else None
+        return _greeted(path, seconds) if path else None
     except TimeoutError:
         if not keeper_runs():  # its service listened for it
             return None
@@ -261,9 +264,9 @@ def find() -> Connection | None:
         ) from None
 
 
-def find_running() -> Connection | None:
+def find_running(seconds: float = GREETING) -> Connection | None:
     """As `find`, for those who only look on: a keeper that its service would start for it stays at rest."""
-    return find() if paths.lock_file().exists() and keeper_runs() else None
+    return find(seconds) if paths.lock_file().exists() and keeper_runs() else None
 
 
 def keeper_runs() -> bool:
