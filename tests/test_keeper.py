@@ -38,6 +38,17 @@ def port(holdfast: Run, sshd: Sshd, web: Web) -> int:
     return chosen
 
 
+def test_a_port_that_would_lead_to_itself_does_not_after_the_keepers_death_either(
+    holdfast: Run, sshd: Sshd, kill_keeper: Kill
+) -> None:
+    nobody = free_port()
+    assert holdfast("up", "-F", str(sshd.config), "lab", str(nobody)).returncode == 1
+    kill_keeper()
+    status = holdfast("status")
+    assert status.returncode == 3
+    assert f"lab is this machine, where localhost:{nobody} would lead to itself" in status.stdout
+
+
 def test_a_download_survives_the_keepers_death(port: int, kill_keeper: Kill) -> None:
     received: list[bytes] = []
     download = threading.Thread(target=lambda: received.append(get(port, "/big")))

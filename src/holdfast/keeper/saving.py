@@ -58,7 +58,6 @@ def _restored_forward(saved: SavedForward) -> OpenForward:
         notebook=saved.notebook,
         kept=saved.kept,
         chosen_port=saved.chosen_port,
-        was_open=True,
     )
 
 
