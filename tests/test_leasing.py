@@ -480,6 +480,24 @@ def test_a_forked_child_does_not_keep_the_tunnel_alive(
     end(running)
 
 
+def test_a_child_that_is_forked_while_a_keeper_is_started_keeps_no_other_from_starting(home: Path) -> None:
+    lock_file = home / "start.lock"
+    waiting, told = os.pipe()
+    with client._locked(lock_file, 0):
+        child = os.fork()
+        if child == 0:
+            os.close(told)
+            os.read(waiting, 1)
+            os._exit(0)
+    try:
+        with client._locked(lock_file, 0):
+            pass
+    finally:
+        os.close(told)
+        os.close(waiting)
+        os.waitpid(child, 0)
+
+
 def test_a_full_disk_leaves_remembered_and_leased_tunnels_as_they_were(
     lab: Open, holdfast: Run, sshd: Sshd, web: Web, home: Path
 ) -> None:

@@ -273,7 +273,7 @@ def keeper_runs() -> bool:
     """Whether some process is the keeper, even one that doesn't answer."""
     descriptor = lock.acquire(paths.lock_file(), 0)
     if descriptor is not None:
-        os.close(descriptor)
+        lock.release(descriptor)
     return descriptor is None
 
 
@@ -409,7 +409,7 @@ def _locked(path: Path, seconds: float) -> Iterator[None]:
     try:
         yield
     finally:
-        os.close(descriptor)
+        lock.release(descriptor)
 
 
 class _Clock:

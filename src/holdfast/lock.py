@@ -1,4 +1,4 @@
-"""A lock between processes: a file that one of them holds (flock), for as long as its descriptor is open."""
+"""A lock between processes: a file that one of them holds (flock), until it is released or that process ends."""
 
 from __future__ import annotations
 
@@ -25,3 +25,9 @@ def acquire(path: Path, seconds: float) -> int | None:
             time.sleep(_PAUSE)
         else:
             return descriptor
+
+
+def release(descriptor: int) -> None:
+    """Gives up the lock that `descriptor` holds, also where a child that was forked meanwhile has a copy of it."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
