@@ -374,6 +374,25 @@ def test_a_forwarder_that_is_forgotten_is_closed(lab: Open, web: Web, caplog: py
     assert any("you didn't call the .stop()" in message for message in caplog.messages)
 
 
+def test_a_forwarder_that_the_tunnels_own_thread_finds_forgotten_is_closed(
+    lab: Open, sshd: Sshd, web: Web
+) -> None:
+    server: Any = lab(remote_bind_address=("127.0.0.1", web.port))
+    server.start()
+    server.itself = server  # only the garbage collector finds it, in whichever thread it happens to run
+    port, tunnel = server.local_bind_port, server._tunnel
+    wait_for(lambda: tunnel._known is not None, "the first look")
+    tunnel._add_listener(lambda _: gc.collect())
+    gc.disable()
+    try:
+        del server
+        sshd.drop_connections()
+        wait_for(lambda: not is_open(port), "its port to be closed", 30)
+    finally:
+        gc.enable()
+    wait_for(lambda: not tunnel._thread.is_alive(), "its thread to end", 30)
+
+
 def test_a_program_that_forgets_to_stop_ends_at_once(
     lab: Open, sshd: Sshd, web: Web, environment: Mapping[str, str]
 ) -> None:

@@ -72,7 +72,8 @@ class Tunnel:
         # What is known of it; and who is to be told of what happens, of the end by None.
         self._known: Known | None = None
         self._tell_of: list[Callable[[Event | None], object]] = []
-        self._lock = threading.Lock()
+        # Taken twice where the garbage collector, which may run at any time, closes what is left of events.
+        self._lock = threading.RLock()
         self._connection, leased = _lease(request, timeout)
         self.name = leased["name"]
         self._first_state = leased["state"]
@@ -183,7 +184,9 @@ class Tunnel:
             if self._closing.is_set():
                 return
             self._closing.set()
-        if sys.is_finalizing():  # its thread doesn't run any more, and the lease ends with the program anyway
+        # At the program's end its thread doesn't run any more; in that thread, where the garbage collector may
+        # close what nobody has any more, nobody else would hear the answer.
+        if sys.is_finalizing() or threading.current_thread() is self._thread:
             self._connection.hang_up()
             return
         try:
@@ -220,7 +223,7 @@ class Tunnel:
             self._connection.close()
             with self._lock:
                 self._closing.set()
-                for tell in self._tell_of:
+                for tell in list(self._tell_of):
                     tell(None)
 
     def _take(self, answer: Answer) -> None:
@@ -238,7 +241,7 @@ class Tunnel:
 
     def _tell(self, events: list[Event]) -> None:
         with self._lock:
-            for tell in self._tell_of:
+            for tell in list(self._tell_of):
                 for event in events:
                     tell(event)
 
@@ -451,7 +454,8 @@ class _Opening:
 
     def __init__(self, open_it: Callable[[], Tunnel]) -> None:
         self._open_it = open_it
-        self._lock = threading.Lock()
+        # Taken twice where the garbage collector, which may run at any time, closes what is left of events.
+        self._lock = threading.RLock()
         self._opened: Tunnel | None = None
         self._is_given_up = False
 
