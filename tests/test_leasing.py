@@ -564,6 +564,25 @@ def test_an_asyncio_tunnel_that_is_given_up_while_it_opens_leaves_nothing(
     wait_for(lambda: not masters(home), "the master to end")
 
 
+def test_an_asyncio_tunnel_is_left_at_once_though_all_of_the_loops_threads_are_busy(
+    lab: Open, sshd: Sshd, web: Web
+) -> None:
+    async def work() -> None:
+        async with api.atunnel("lab", web.port, options=("-F", str(sshd.config))) as t:
+            for _ in range(64):  # more than it has
+                asyncio.get_running_loop().run_in_executor(None, busy.wait, 30)
+            port = t.port
+        assert not busy.is_set()
+        assert not is_open(port)
+        busy.set()
+
+    busy = threading.Event()
+    try:
+        asyncio.run(asyncio.wait_for(work(), 20))
+    finally:
+        busy.set()
+
+
 def test_the_command_line_does_not_pay_for_the_api() -> None:
     said = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", "import holdfast"], capture_output=True, text=True, check=True

@@ -15,7 +15,7 @@ import threading
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from holdfast import client
 from holdfast.config.users import of_user
@@ -37,6 +37,8 @@ from holdfast.forward import Forward, Kind, build, parse, parse_address
 
 if TYPE_CHECKING:
     import asyncio
+
+Result = TypeVar("Result")
 
 # Seconds from one try to be given the forwards by a new keeper to the next.
 _PAUSE = 1.0
@@ -439,14 +441,37 @@ async def atunnel(
         )
     )
     try:
-        opened = await opening.opened()
+        opened = await _beside(opening.run)
     except asyncio.CancelledError:
         opening.give_up()
         raise
     try:
         yield opened
     finally:
-        await asyncio.shield(asyncio.to_thread(opened.close))
+        await _beside(opened.close)
+
+
+async def _beside(work: Callable[[], Result]) -> Result:
+    """What `work` returns or raises, in a thread of its own; who is cancelled meanwhile leaves it to itself.
+
+    The loop's threads may all be waiting for what goes through the tunnel, and `asyncio.run` waits for them.
+    """
+    import asyncio
+    from concurrent.futures import Future
+
+    done: Future[Result] = Future()
+    done.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            result = work()
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            done.set_result(result)
+
+    threading.Thread(target=run, name="holdfast beside", daemon=True).start()
+    return await asyncio.wrap_future(done)
 
 
 class _Opening:
@@ -454,37 +479,9 @@ class _Opening:
 
     def __init__(self, open_it: Callable[[], Tunnel]) -> None:
         self._open_it = open_it
-        # Taken twice where the garbage collector, which may run at any time, closes what is left of events.
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
         self._opened: Tunnel | None = None
         self._is_given_up = False
-
-    async def opened(self) -> Tunnel:
-        """By a thread of its own: `asyncio.run` would wait for those of the loop, long after it was given up."""
-        import asyncio
-
-        loop = asyncio.get_running_loop()
-        opened: asyncio.Future[Tunnel] = loop.create_future()
-
-        def end(tunnel: Tunnel | None, error: BaseException | None) -> None:
-            if opened.done():
-                return
-            if tunnel is not None:
-                opened.set_result(tunnel)
-            elif error is not None:
-                opened.set_exception(error)
-
-        def work() -> None:
-            tunnel, error = None, None
-            try:
-                tunnel = self.run()
-            except BaseException as raised:
-                error = raised
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(end, tunnel, error)
-
-        threading.Thread(target=work, name="holdfast opening", daemon=True).start()
-        return await opened
 
     def run(self) -> Tunnel:
         opened = self._open_it()
