@@ -328,6 +328,21 @@ def test_what_a_program_held_that_ended_with_the_keeper_is_given_up(
     assert known() == []
 
 
+def test_what_is_closed_just_when_the_keeper_is_killed_is_given_up_by_another(
+    lab: Open, web: Web, kill_keeper: Callable[[], None], home: Path
+) -> None:
+    t = lab(web.port)
+    keeper = keeper_of(home)
+    keeper.suspend()  # what it is told from here on, it never hears
+    closing = threading.Thread(target=t.close)
+    closing.start()
+    wait_for(t._closing.is_set, "it to be closed")
+    kill_keeper()
+    closing.join(30)
+    wait_for(lambda: not is_open(t.port), "the port to be closed", 30)
+    wait_for(lambda: not masters(home), "the master to end")
+
+
 def test_a_lost_connection_heals_and_is_told_as_events(lab: Open, web: Web, sshd: Sshd) -> None:
     with lab(web.port) as t:
         happened = t.events()

@@ -217,7 +217,10 @@ class Tunnel:
                 try:
                     self._take(self._connection.receive(None))
                 except KeeperError:
-                    if self._closing.is_set() or self.state == "down":  # somebody wanted it so
+                    if self.state == "down":  # somebody wanted it so
+                        return
+                    if self._closing.is_set():
+                        _have_a_keeper()
                         return
                     self._lease_again()
         finally:
@@ -288,6 +291,12 @@ def _lease(request: Up, timeout: float) -> tuple[client.Connection, TunnelStatus
         connection.close()
         raise
     return connection, leased
+
+
+def _have_a_keeper() -> None:
+    """Starts one if there is none: it gives up what programs held that have left since the one before it."""
+    with contextlib.suppress(HoldfastError, OSError):
+        client.connect().close()
 
 
 def _check_works(leased: TunnelStatus) -> None:
