@@ -291,6 +291,20 @@ def test_several_tunnels_are_told_of_each_by_itself(
         assert "Already started!" in caplog.messages
 
 
+def test_a_program_with_very_many_descriptors_can_check_its_tunnels(
+    lab: Open, sshd: Sshd, web: Web, environment: Mapping[str, str]
+) -> None:
+    source = f"""
+import os, resource
+from holdfast.sshtunnel import SSHTunnelForwarder
+resource.setrlimit(resource.RLIMIT_NOFILE, (4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+many = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
+with SSHTunnelForwarder("lab", "{sshd.config}", remote_bind_address=("127.0.0.1", {web.port})) as server:
+    assert server.local_is_up(server.local_bind_address)
+"""
+    subprocess.run([sys.executable, "-c", source], env=environment, check=True, timeout=30)
+
+
 def test_a_restart_is_a_new_connection_on_the_same_port(lab: Open, web: Web, holdfast: Run) -> None:
     with lab(remote_bind_address=("127.0.0.1", web.port), local_bind_address=("127.0.0.1",)) as server:
         port, master = server.local_bind_port, tunnel(holdfast("status", "--json"))["master_pid"]

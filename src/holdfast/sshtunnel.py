@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import select
+import selectors
 import shlex
 import socket
 import subprocess
@@ -382,14 +382,16 @@ def _leading(places: Sequence[Place], patience: float) -> set[Place]:
     """Those that let a connection live for so many seconds, or say something: ssh ends what leads nowhere."""
     deadline = time.monotonic() + min(patience, TUNNEL_TIMEOUT)
     with contextlib.ExitStack() as connections:
-        waiting: dict[socket.socket, Place] = {}
+        waiting = connections.enter_context(selectors.DefaultSelector())  # select() takes no descriptor above 1023
         for place in places:
             with contextlib.suppress(OSError):
-                waiting[connections.enter_context(_connect(place))] = place
-        leading = set(waiting.values())
-        while waiting and (left := deadline - time.monotonic()) > 0:
-            for connected in select.select(list(waiting), [], [], left)[0]:
-                place = waiting.pop(connected)
+                connected = connections.enter_context(_connect(place))
+                waiting.register(connected, selectors.EVENT_READ, (connected, place))
+        leading: set[Place] = {key.data[1] for key in waiting.get_map().values()}
+        while waiting.get_map() and (left := deadline - time.monotonic()) > 0:
+            for key, _ in waiting.select(left):
+                connected, place = key.data
+                waiting.unregister(connected)
                 if _has_ended(connected):
                     leading.discard(place)
     return leading
