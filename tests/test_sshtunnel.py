@@ -199,6 +199,18 @@ def test_a_logger_is_given_a_level_and_a_handler_once() -> None:
     own.handlers.clear()
 
 
+@pytest.mark.parametrize(
+    ("port", "options"), [("2222", ("-p", "2222")), (2222, ("-p", "2222")), ("", ()), (None, ())]
+)
+def test_a_port_may_be_text_as_the_environment_has_it(port: int | str | None, options: tuple[str, ...]) -> None:
+    assert to(ssh_port=port)._options == options
+
+
+def test_a_port_that_is_no_number_is_refused() -> None:
+    with pytest.raises(ArgumentRefused):
+        to(ssh_port="ssh")
+
+
 # What happens
 
 

@@ -129,7 +129,7 @@ class SSHTunnelForwarder:
         allow_agent: bool = True,
         host_pkey_directories: Sequence[File] | None = None,
         *,
-        ssh_port: int | None = None,
+        ssh_port: int | str | None = None,
         **deprecated: Any,
     ) -> None:
         self.logger = logger or create_logger()

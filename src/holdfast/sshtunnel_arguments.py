@@ -58,8 +58,13 @@ def replaced(value: Any, old: str, given: dict[str, Any]) -> Any:
     return given.pop(old)
 
 
-def host_and_port(place: object, port: int | None) -> tuple[str, int | None]:
-    """The gateway's; no port where ssh's configuration says. Raises ArgumentRefused."""
+def host_and_port(place: object, port: int | str | None) -> tuple[str, int | None]:
+    """The gateway's; no port where ssh's configuration says. Raises ArgumentRefused.
+
+    `port` may be text, as sshtunnel has it: programs take it from their environment.
+    """
+    if isinstance(port, str) and (port.isdecimal() or not port):
+        port = int(port) if port else None
     if isinstance(place, tuple) and len(place) == 2:
         place, port = place
     if not isinstance(place, str) or not isinstance(port, int | None):
