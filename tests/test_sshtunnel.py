@@ -228,6 +228,7 @@ def test_sshtunnels_first_three_examples_work_with_a_key(lab: Open, sshd: Sshd, 
     )
     with pytest.raises(BaseSSHTunnelForwarderError, match="Server is not started"):
         server.local_bind_port  # noqa: B018 - it raises
+    assert server.tunnel_bindings == {}
     assert (server.is_active, server.is_alive) == (False, False)
     server.start()
     assert (server.is_active, server.is_alive) == (True, True)

@@ -264,7 +264,9 @@ class SSHTunnelForwarder:
 
     @property
     def tunnel_bindings(self) -> dict[Place, Place]:
-        """Where each tunnel that is up leads to, and where it listens."""
+        """Where each tunnel that is up leads to, and where it listens; nothing before `start`."""
+        if self._tunnel is None:
+            return {}
         pairs = zip(self._remote_binds, self.local_bind_addresses, strict=True)
         return {remote: local for remote, local in pairs if self.tunnel_is_up[local]}
 
