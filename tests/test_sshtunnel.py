@@ -354,9 +354,12 @@ def test_every_address_is_listened_on_only_where_that_is_written(
 ) -> None:
     with lab(remote_bind_address=("127.0.0.1", web.port), local_bind_address=("", free_port())) as server:
         assert server.local_bind_host == "127.0.0.1"
+        assert server.local_is_up(("localhost", server.local_bind_port))
+        assert not server.local_is_up(("127.0.0.2", server.local_bind_port))
     everywhere = ("0.0.0.0", free_port())
     with lab(remote_bind_address=("127.0.0.1", web.port), local_bind_address=everywhere) as server:
         assert server.local_bind_port == everywhere[1]
+        assert server.local_is_up(("127.0.0.1", everywhere[1]))
         assert get(server.local_bind_port) == b"hello"
         assert tunnel(holdfast("status", "--json"))["forwards"][0]["exposed"]
     assert f"Other machines can connect to 0.0.0.0:{everywhere[1]}" in caplog.messages

@@ -223,7 +223,11 @@ class SSHTunnelForwarder:
     def local_is_up(self, target: Place) -> bool:
         """Whether the tunnel that listens at `target` leads anywhere."""
         self.check_tunnels()
-        return self.tunnel_is_up.get(target, False)
+        places = [target]
+        if isinstance(target, tuple):  # its address by name, or one of all that it listens on
+            names = ["127.0.0.1"] if target[0] == "localhost" else []
+            places += [(host, target[1]) for host in (*names, "0.0.0.0", "::")]  # noqa: S104 - compared
+        return any(self.tunnel_is_up.get(place) for place in places)
 
     @property
     def is_alive(self) -> bool:
