@@ -298,6 +298,17 @@ def test_a_program_with_very_many_descriptors_can_start_a_keeper(
     subprocess.run([sys.executable, "-c", source], env=environment, check=True, timeout=30)
 
 
+def test_a_program_without_stdin_stdout_and_stderr_can_start_a_keeper(
+    holdfast: Run, sshd: Sshd, web: Web, environment: Mapping[str, str]
+) -> None:
+    source = (
+        "import os, holdfast\n"
+        "os.closerange(0, 3)\n"
+        f"holdfast.tunnel('lab', {web.port}, options=('-F', {str(sshd.config)!r})).close()\n"
+    )
+    subprocess.run([sys.executable, "-c", source], env=environment, check=True, timeout=30)
+
+
 def test_a_tunnel_outlives_its_keeper_on_the_same_port(
     lab: Open, web: Web, kill_keeper: Callable[[], None], home: Path
 ) -> None:

@@ -6,6 +6,7 @@ A newer command replaces an older keeper; the masters and their connections are 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -347,12 +348,21 @@ def _reap() -> None:
         _started.remove(pid)
 
 
+def _pipe() -> tuple[int, int]:
+    """Its writing end is none of the first three descriptors, which a program may have closed: a child has others
+    in their places."""
+    ready, first = os.pipe()
+    told = fcntl.fcntl(first, fcntl.F_DUPFD_CLOEXEC, 3)
+    os.close(first)
+    return ready, told
+
+
 def _spawn() -> None:
     import subprocess  # a command that finds its keeper doesn't need it
 
     _reap()
 
-    ready, told = os.pipe()
+    ready, told = _pipe()
     with os.fdopen(ready, "rb") as answer:
         try:
             with paths.keeper_log().open("ab") as log:
