@@ -121,6 +121,33 @@ def test_a_signal_ends_the_keeper_in_order(
     assert (home / "state" / "keeper.lock").read_bytes() == b""
 
 
+def test_a_signal_ends_a_keeper_that_was_started_where_it_is_blocked(
+    holdfast: Run, home: Path, environment: Mapping[str, str]
+) -> None:
+    source = (
+        "import signal, holdfast.client\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
+        "holdfast.client.connect()\n"
+    )
+    subprocess.run([sys.executable, "-c", source], env=environment, check=True, timeout=30)
+    (pid,) = _keepers(home)
+    os.kill(pid, signal.SIGTERM)
+    wait_for(lambda: not _keepers(home), "the keeper to end")
+
+
+def test_a_keeper_that_was_started_where_ends_of_children_are_ignored_hears_of_its_own(
+    holdfast: Run, sshd: Sshd, web: Web, environment: Mapping[str, str]
+) -> None:
+    source = (
+        "import signal, holdfast.client\n"
+        "signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+        "holdfast.client.connect()\n"
+    )
+    subprocess.run([sys.executable, "-c", source], env=environment, check=True, timeout=30)
+    shown = holdfast("up", "-F", str(sshd.config), "lab", f"0:{web.port}")
+    assert shown.returncode == 0, shown.stderr
+
+
 def test_a_stopped_keeper_gets_a_clear_message_not_a_hang(keeper: subprocess.Popen[bytes], holdfast: Run) -> None:
     keeper.send_signal(signal.SIGSTOP)
     try:

@@ -52,6 +52,7 @@ def run(*, stay: bool, manager: ServiceManager, ready: Callable[[], None]) -> No
             "set the same everywhere, or another HOLDFAST_RUNTIME_DIR as well",
         )
     _allow_descriptors()
+    _take_signals()
     asyncio.run(_serve(held, stay, manager, ready))
 
 
@@ -62,6 +63,13 @@ def _allow_descriptors() -> None:
     wanted = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _take_signals() -> None:
+    """Whatever the program that started this one blocks or ignores: a signal ends a keeper, and it hears how its
+    ssh ended."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 async def _serve(held: int, stay: bool, manager: ServiceManager, ready: Callable[[], None]) -> None:
