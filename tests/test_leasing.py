@@ -324,6 +324,20 @@ def test_a_tunnel_outlives_its_keeper_on_the_same_port(
     assert not is_open(t.port)
 
 
+def test_a_newer_command_replaces_the_keeper_of_an_older_program(
+    lab: Open, holdfast: Run, web: Web, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import holdfast.version\nholdfast.version.__version__ = '99.0'\n")
+    with lab(web.port) as t:
+        for _ in range(2):
+            assert holdfast("status", PYTHONPATH=str(tmp_path)).returncode == 0
+            found = client.find()
+            assert found is not None
+            found.close()
+            assert found.greeting["holdfast"] == "99.0"
+        assert get(t.port) == b"hello"
+
+
 def test_what_a_program_held_that_ended_with_the_keeper_is_given_up(
     lab: Open, sshd: Sshd, web: Web, environment: Mapping[str, str], kill_keeper: Callable[[], None]
 ) -> None:

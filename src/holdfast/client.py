@@ -200,8 +200,8 @@ def connect() -> Connection:
     """A connection to a keeper that this command understands, started or replaced if need be."""
     connection = find() or _start()
     for may_activate in (True, False):  # the service may be of an older holdfast, too
-        if _is_newer(__version__, connection.greeting["holdfast"]):
-            stop(connection)
+        if _is_older(connection):
+            connection.close()
             connection = _start(may_activate=may_activate)
     _check_protocol(connection)
     return connection
@@ -317,9 +317,15 @@ def stop(connection: Connection) -> None:
 
 
 def _start(*, may_activate: bool = True) -> Connection:
-    """Starts the keeper, by its service if there is one. Of many commands that find none, one does it."""
+    """Starts the keeper, by its service if there is one, in the place of an older one. Of many commands that find
+    none, one does it; programs with an older holdfast, whose keeper has just ended, wait for that."""
     with _locked(paths.state_dir() / "start.lock", START):
-        connection = find() or (_activate() if may_activate else None)
+        connection = find()
+        if connection is not None and _is_older(connection):
+            stop(connection)
+            connection = None
+        if connection is None and may_activate:
+            connection = _activate()
         if connection is None:
             _spawn()
             connection = find()
@@ -401,6 +407,11 @@ def _read_greeting(connected: socket.socket) -> Greeting:
         received += chunk
     greeting: Greeting = json.loads(received)
     return greeting
+
+
+def _is_older(connection: Connection) -> bool:
+    """Whether the keeper is, than this command."""
+    return _is_newer(__version__, connection.greeting["holdfast"])
 
 
 def _is_newer(one: str, other: str) -> bool:
