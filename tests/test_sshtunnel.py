@@ -327,6 +327,30 @@ def test_a_restart_is_a_new_connection_on_the_same_port(lab: Open, web: Web, hol
         assert get(port) == b"hello"
 
 
+def test_a_restart_of_what_another_shares_is_on_the_same_addresses(lab: Open, web: Web) -> None:
+    wanted = {"remote_bind_address": ("127.0.0.1", web.port)}
+    with lab(**wanted) as one, lab(**wanted) as other:
+        assert one.local_bind_port == other.local_bind_port
+        one.restart()
+        assert one.local_bind_port == other.local_bind_port
+        other.restart()
+        assert is_open(one.local_bind_port, "::1")
+        assert get(one.local_bind_port) == b"hello"
+
+
+def test_a_restart_that_failed_is_on_the_same_port_the_next_time(lab: Open, sshd: Sshd, web: Web) -> None:
+    with lab(remote_bind_address=("127.0.0.1", web.port)) as server:
+        port = server.local_bind_port
+        sshd.stop()
+        server.start_timeout = 0.5
+        with pytest.raises(BaseSSHTunnelForwarderError, match="is not reached"):
+            server.restart()
+        sshd.start()
+        server.start_timeout = 60
+        server.restart()
+        assert server.local_bind_port == port
+
+
 def test_an_outage_ends_by_itself_and_the_port_is_the_same(lab: Open, sshd: Sshd, web: Web) -> None:
     with lab(remote_bind_address=("127.0.0.1", web.port)) as server:
         port = server.local_bind_port

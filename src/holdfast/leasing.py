@@ -253,7 +253,7 @@ class Tunnel:
     def _lease_again(self) -> None:
         """Has the next keeper, which is started if need be, hold what the one before it held."""
         self._connection.close()
-        forwards = tuple(encode_forward(_forward(forward)) for forward in self._forwards)
+        forwards = tuple(map(encode_forward, forwards_of(self)))
         request = self._request._replace(
             host=self._host, options=self._options, name=self.name, forwards=forwards, wait=False
         )
@@ -313,6 +313,11 @@ def _endpoint(forward: ForwardStatus) -> Endpoint:
     # Both of `localhost` are ours; to some database drivers that name means a Unix socket.
     host = "127.0.0.1" if listen.host in ("localhost", "*") else listen.host
     return Endpoint(host, listen.port, listen.path, forward["url"])
+
+
+def forwards_of(tunnel: Tunnel) -> tuple[Forward, ...]:
+    """Its forwards as they became: who asks for them gets the same ones, on the same ports."""
+    return tuple(map(_forward, tunnel._forwards))
 
 
 def _forward(forward: ForwardStatus) -> Forward:

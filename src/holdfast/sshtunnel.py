@@ -167,6 +167,8 @@ class SSHTunnelForwarder:
             self._forwards = arguments.forwards(self._local_binds, self._remote_binds)
         except UsageError as error:
             raise ArgumentRefused(error.message, error.hint) from None
+        # Those of the last `restart`, which may have failed: the next one is for the same ports.
+        self._last: Sequence[Forward] = self._forwards
         arguments.check_secrets(
             password=ssh_password,
             passphrase=ssh_private_key_password,
@@ -200,9 +202,10 @@ class SSHTunnelForwarder:
 
     def restart(self) -> None:
         """Stops and starts again, on the same ports. An outage doesn't need it: the tunnel heals by itself."""
-        binds = self.local_bind_addresses if self._tunnel else self._local_binds
+        if self._tunnel is not None:
+            self._last = leasing.forwards_of(self._tunnel)
         self.stop()
-        self._open(arguments.forwards(binds, self._remote_binds))
+        self._open(self._last)
 
     def check_tunnels(self) -> None:
         """Connects to each tunnel once, and notes in `tunnel_is_up` whether it leads anywhere."""
