@@ -520,6 +520,40 @@ def test_a_forked_child_does_not_keep_the_tunnel_alive(
     end(running)
 
 
+def test_a_child_that_is_forked_while_a_tunnel_is_asked_for_does_not_keep_it_alive(
+    holdfast: Run, sshd: Sshd, web: Web, environment: Mapping[str, str]
+) -> None:
+    source = (
+        "import os, signal, sys, threading, time, holdfast\n"
+        "from holdfast import client\n"
+        "keeper = client.connect()\n"
+        "pid = keeper.greeting['pid']\n"
+        "os.kill(pid, signal.SIGSTOP)\n"  # it greets nobody
+        "before = len(os.listdir('/proc/self/fd'))\n"
+        "def work():\n"
+        f"    print(holdfast.tunnel('lab', {web.port}, options=('-F', {str(sshd.config)!r})).port, flush=True)\n"
+        "opening = threading.Thread(target=work)\n"
+        "opening.start()\n"
+        "while len(os.listdir('/proc/self/fd')) == before:\n    time.sleep(0.01)\n"
+        "child = os.fork()\n"
+        "if child == 0:\n    sys.stdin.read(); os._exit(0)\n"
+        "os.kill(pid, signal.SIGCONT)\n"
+        "opening.join()\n"
+        "os._exit(0)\n"
+    )
+    running = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", source],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    port = told_port(running)
+    running.wait(10)  # the parent; the child waits on
+    wait_for(lambda: not is_open(port), "the port to be closed")
+    end(running)
+
+
 def test_a_child_that_is_forked_while_a_keeper_is_started_keeps_no_other_from_starting(home: Path) -> None:
     lock_file = home / "start.lock"
     waiting, told = os.pipe()

@@ -13,6 +13,7 @@ import select
 import socket
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -43,6 +44,16 @@ GREETING = 5.0
 _SELDOM = 86_400_000
 ACTIVATION = 10.0
 
+# Those to keepers, from before they are connected.
+_sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+
+def abandon_all() -> None:
+    """Closes a child's copies of all connections: its parent goes on with them, and may be just reading."""
+    for connected in list(_sockets):
+        with contextlib.suppress(OSError):
+            os.close(connected.detach())
+
 
 class Connection:
     """A greeted connection to the keeper, for one request."""
@@ -54,11 +65,6 @@ class Connection:
 
     def close(self) -> None:
         self._socket.close()
-
-    def abandon(self) -> None:
-        """Closes a child's copy, whose parent goes on with it and may be just reading."""
-        with contextlib.suppress(OSError):
-            os.close(self._socket.detach())
 
     def hang_up(self) -> None:
         """Ends it from another thread: whoever receives there is told that the keeper went away."""
@@ -281,6 +287,7 @@ def keeper_runs() -> bool:
 def _greeted(path: str, seconds: float) -> Connection | None:
     """A connection to the keeper at `path`, or None when it isn't there. Raises TimeoutError."""
     connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    _sockets.add(connected)
     connected.settimeout(seconds)
     try:
         _connect(connected, path, seconds)

@@ -12,7 +12,6 @@ import os
 import queue
 import sys
 import threading
-import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -46,9 +45,6 @@ _PAUSE = 1.0
 _CLOSING = 20.0
 # The states in which a tunnel won't work by itself. In any other it does, or holds who connects until it does.
 _IN_VAIN = ("needs login", "failed", "port taken", "refused")
-
-# Those of this process: a child must not keep them alive.
-_open: weakref.WeakSet[client.Connection] = weakref.WeakSet()
 
 
 class Endpoint(NamedTuple):
@@ -275,7 +271,6 @@ def _lease(request: Up, timeout: float) -> tuple[client.Connection, TunnelStatus
     """
     last: list[TunnelStatus] = []
     connection = client.connect()
-    _open.add(connection)
     try:
         (leased,) = client.answer_of(connection, request, timeout, last.append)
         if request.wait:
@@ -336,13 +331,8 @@ def _now() -> datetime:
     return datetime.now().astimezone()
 
 
-def _abandon_in_child() -> None:
-    """After a fork: the lease ends with the parent, not with its last child."""
-    for connection in list(_open):
-        connection.abandon()
-
-
-os.register_at_fork(after_in_child=_abandon_in_child)
+# The lease ends with the parent, not with its last child.
+os.register_at_fork(after_in_child=client.abandon_all)
 
 
 def tunnel(
