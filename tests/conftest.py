@@ -102,7 +102,7 @@ def is_open(port: int, host: str = "127.0.0.1") -> bool:
     """Whether something listens on the port."""
     try:
         socket.create_connection((host, port), 2).close()
-    except ConnectionRefusedError:
+    except (ConnectionRefusedError, ConnectionResetError):  # or it was closed just then
         return False
     return True
 
