@@ -68,9 +68,12 @@ def program(sshd: Sshd, port: int, environment: Mapping[str, str]) -> subprocess
         f"with holdfast.tunnel('lab', {port}, options=('-F', {str(sshd.config)!r})) as t:\n"
         "    print(t.port, flush=True)\n    sys.stdin.read()\n"
     )
-    return subprocess.Popen(
-        [sys.executable, "-c", source], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    return started(source, environment)
+
+
+def started(source: str, environment: Mapping[str, str]) -> subprocess.Popen[str]:
+    words = [sys.executable, "-W", "ignore", "-c", source]
+    return subprocess.Popen(words, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def told_port(running: subprocess.Popen[str]) -> int:
@@ -497,6 +500,15 @@ def test_closing_twice_does_nothing(lab: Open, web: Web) -> None:
     t.close()
 
 
+def check_port_goes_with_the_parent(source: str, environment: Mapping[str, str]) -> None:
+    """Runs a program that tells its port and ends, but for a child, which waits on."""
+    running = started(source, environment)
+    port = told_port(running)
+    running.wait(10)
+    wait_for(lambda: not is_open(port), "the port to be closed")
+    end(running)
+
+
 def test_a_forked_child_does_not_keep_the_tunnel_alive(
     holdfast: Run, sshd: Sshd, web: Web, environment: Mapping[str, str]
 ) -> None:
@@ -507,17 +519,7 @@ def test_a_forked_child_does_not_keep_the_tunnel_alive(
         "if child == 0:\n    t.close(); sys.stdin.read(); os._exit(0)\n"
         "print(t.port, flush=True)\nos._exit(0)\n"
     )
-    running = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", source],
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    port = told_port(running)
-    running.wait(10)  # the parent; the child waits on
-    wait_for(lambda: not is_open(port), "the port to be closed")
-    end(running)
+    check_port_goes_with_the_parent(source, environment)
 
 
 def test_a_child_that_is_forked_while_a_tunnel_is_asked_for_does_not_keep_it_alive(
@@ -541,17 +543,7 @@ def test_a_child_that_is_forked_while_a_tunnel_is_asked_for_does_not_keep_it_ali
         "opening.join()\n"
         "os._exit(0)\n"
     )
-    running = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", source],
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    port = told_port(running)
-    running.wait(10)  # the parent; the child waits on
-    wait_for(lambda: not is_open(port), "the port to be closed")
-    end(running)
+    check_port_goes_with_the_parent(source, environment)
 
 
 def test_a_child_that_is_forked_while_a_keeper_is_started_keeps_no_other_from_starting(home: Path) -> None:

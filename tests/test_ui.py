@@ -939,7 +939,7 @@ def test_a_keeper_that_was_killed_is_told_of_and_another_one_found(
 def test_a_keeper_that_is_stopped_is_told_of_until_it_goes_on(
     described: int, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feed, "SILENCE", 0.5)
+    monkeypatch.setattr(client, "SILENCE", 0.5)
     monkeypatch.setattr(client, "GREETING", 0.5)
     app = TunnelScreen(Feed(), Actions(os.environ), tick=0.1)
 

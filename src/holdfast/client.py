@@ -40,6 +40,8 @@ from holdfast.version import __version__
 # Seconds for a keeper to start listening, for a running one to greet, and for one that its service starts.
 START = 20.0
 GREETING = 5.0
+# Seconds without a change after which who follows a keeper asks whether it still answers.
+SILENCE = 5.0
 # Milliseconds: counters are told once, and not again while anybody listens.
 _SELDOM = 86_400_000
 ACTIVATION = 10.0

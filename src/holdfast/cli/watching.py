@@ -18,6 +18,7 @@ from datetime import datetime
 
 import click
 
+from holdfast import client
 from holdfast.cli import render
 from holdfast.cli.asking import now
 from holdfast.cli.following import Watch, chooser
@@ -27,8 +28,6 @@ from holdfast.rates import Rate, Traffic, amount
 
 # Seconds between two frames.
 SHORTEST, LONGEST = 0.1, 3600.0
-# Seconds of silence after which the keeper is asked whether it still answers.
-SILENCE = 5.0
 
 _HEADINGS = ("NAME", "STATE", "FORWARD", "RTT", "CONNS", "IN", "OUT")
 _CODE = re.compile(r"(\x1b\[[0-9;]*m)")
@@ -125,7 +124,7 @@ def _doubt(watch: Watch, interval: float) -> str:
     """Why what is known of the tunnels may not be so any more, or nothing."""
     if not watch.has_keeper:
         return "no keeper runs"
-    return "" if watch.answers(max(SILENCE, 2 * interval)) else "the keeper doesn't answer"
+    return "" if watch.answers(max(client.SILENCE, 2 * interval)) else "the keeper doesn't answer"
 
 
 class _Screen:

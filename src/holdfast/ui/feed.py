@@ -21,8 +21,6 @@ from holdfast.ui.board import Ends, Resting
 
 # Seconds between looks for a keeper, at files, and of the keeper's counters.
 LOOK = 1.0
-# Seconds of silence after which the keeper is asked whether it still answers.
-SILENCE = 5.0
 # Bytes of a log that are read from its end, and lines of it that the pane has.
 TAIL = 4096
 TAIL_LINES = 20
@@ -110,7 +108,7 @@ class Feed:
             self._following = following
             while True:
                 try:
-                    changes = following.receive(SILENCE)
+                    changes = following.receive(client.SILENCE)
                 except TimeoutError:
                     _keeper_is_there()
                     continue
