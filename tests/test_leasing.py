@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -255,7 +256,7 @@ def test_the_same_forward_asked_for_twice_in_one_call_is_told_twice(lab: Open, w
 
 def test_a_port_is_the_same_after_a_loss_though_clients_come_all_the_time(lab: Open, sshd: Sshd) -> None:
     port = free_port()
-    with socket.create_server(("127.0.0.2", port)), lab(f"0:127.0.0.2:{port}") as t:
+    with socket.create_server(("127.0.0.2", port)) as server, lab(f"0:127.0.0.2:{port}") as t:
         assert t.port == port
         stop = threading.Event()
 
@@ -263,14 +264,22 @@ def test_a_port_is_the_same_after_a_loss_though_clients_come_all_the_time(lab: O
             while not stop.is_set():
                 is_open(port)
 
-        knocking = threading.Thread(target=knock)
-        knocking.start()
+        def let_in() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    server.accept()[0].close()
+
+        threads = [threading.Thread(target=each) for each in (knock, let_in)]
+        for thread in threads:
+            thread.start()
         try:
             sshd.drop_connections()
             wait_for(lambda: t.status()["drops"] == 1 and t.status()["state"] == "up", "the tunnel to be back")
         finally:
             stop.set()
-            knocking.join()
+            server.shutdown(socket.SHUT_RDWR)
+            for thread in threads:
+                thread.join()
         assert t.status()["forwards"][0]["listen"] == f"localhost:{port}"
 
 
