@@ -39,6 +39,7 @@ def serve(keeper: socket.socket, held: dict[int, socket.socket], poller: select.
     except OSError:  # it was killed in the middle; what it has sent is held all the same
         pass
     poller.unregister(keeper)
+    keeper.close()
     return False
 
 
