@@ -408,11 +408,14 @@ PEOPLE = {"alice", "a-name-that-is-longer-than-most", "bob", "from-the-directory
 @pytest.fixture
 def lone(home: Path) -> list[str]:
     """A prefix for commands: a machine with these accounts and no process but what is run there."""
-    passwd = home / "passwd"
+    etc = home / "etc"  # a whole one: what is mounted over a file goes when another test makes an account
+    etc.mkdir()
+    for name in ("alternatives", "group", "ld.so.cache", "nsswitch.conf"):
+        subprocess.run(["cp", "-a", f"/etc/{name}", str(etc)], check=True)
     lines = [f"{name}:x:{uid}:{uid}:{name}, of course:/:{shell}" for name, (uid, shell) in ACCOUNTS.items()]
-    passwd.write_text("\n".join(lines) + "\n")
-    passwd.chmod(0o644)
-    mounts = f"mount --bind {passwd} /etc/passwd"
+    (etc / "passwd").write_text("\n".join(lines) + "\n")
+    home.chmod(0o755)  # every user reads it
+    mounts = f"mount --bind {etc} /etc"
     prefix = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c"]
     if subprocess.run([*prefix, mounts], capture_output=True, check=False).returncode != 0:
         pytest.skip("mount namespaces can't be made here")

@@ -76,7 +76,7 @@ class Driver:
             if link.state is LinkState.DOWN:
                 continue
             link.heard_at = elapsed()
-            link.failures = 0
+            link.failures = link.losses = 0
             link.peace_until = 0.0
             for attempt in link.attempts:
                 attempt.nudge()
@@ -130,13 +130,16 @@ class Driver:
                 link.trouble = None
             case LinkEvent.UNWANTED:
                 link.trouble = None
-                link.failures = 0
+                link.failures = link.losses = 0
                 link.up_at = 0.0
-            case LinkEvent.RETRYABLE | LinkEvent.LOST:
-                steady = event is LinkEvent.LOST and now - link.proven_at > STEADY
+            case LinkEvent.LOST:
+                steady = now - link.proven_at > STEADY
                 link.failures = 1 if steady else link.failures + 1
-                if event is LinkEvent.LOST and trouble is not None and link.failures > QUICK_LOSSES:
+                link.losses = 1 if steady else link.losses + 1
+                if trouble is not None and link.losses > QUICK_LOSSES:
                     trouble = trouble._replace(remedy=Remedy.RETRY_LATER)  # it lets us in, and ends it again
+            case LinkEvent.RETRYABLE:
+                link.failures += 1
         link.trouble = trouble or link.trouble
         if link.state is LinkState.NEEDS_LOGIN and link.up_at:
             self._decisions.notice = (

@@ -80,6 +80,8 @@ class Link:
     retry_at: datetime | None = None
     retry: asyncio.TimerHandle | None = None
     failures: int = 0
+    # Losses in a row, each but the first soon after a login.
+    losses: int = 0
     serving: Attempt | None = None
     trying: Attempt | None = None
     draining: list[Attempt] = field(default_factory=list)
