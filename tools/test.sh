@@ -2,6 +2,7 @@
 # All tests, in four groups beside each other: nearly all of their time is waiting, for outages to pass and for
 # programs to start. They are to take equally long. What no group names is in the last, shown as it goes on.
 # Then come the others, and in the end the last line of each. Whatever holds port 8888 is among the notebooks.
+# A few that failed in the crowd are run once more, alone, and count as that ends; each is named, and is to be mended.
 set -u
 cd "$(dirname "$0")/.."
 outages="tests/test_healing.py tests/test_soak.py tests/test_notebook_healing.py tests/test_keeper.py
@@ -14,14 +15,26 @@ said=$(mktemp -d)
 trap 'rm -rf "$said"' EXIT
 trap : INT # the groups hear it, too, and are waited for
 
+few=5 # more than that is no accident
+
 # As `pytest`, but for Ctrl-C: a shell has its background jobs ignore it, and so would all that they test.
 pytest='import signal, sys, pytest
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.exit(pytest.main())'
-run() { # NAME ARGUMENTS...: what pytest says is printed, and in $said/NAME; if it fails there is $said/NAME.failed
+run() { # NAME ARGUMENTS...: what pytest says is printed, and in $said/NAME; how it fails is in $said/NAME.failed
     name=$1
     shift
-    { .venv/bin/python -c "$pytest" "$@" 2>&1 || : >"$said/$name.failed"; } | tee "$said/$name"
+    { .venv/bin/python -c "$pytest" -o cache_dir=".pytest_cache/$name" "$@" 2>&1 || echo $? >"$said/$name.failed"; } |
+        tee "$said/$name"
+}
+again() { # NAME: those of a group that failed, alone; if they pass there is no $said/NAME.failed any more
+    [ "$(cat "$said/$1.failed")" = 1 ] || return # it was broken off, or couldn't begin
+    failed=".pytest_cache/$1/v/cache/lastfailed"
+    count=$(.venv/bin/python -c 'import json, sys; print(len(json.load(open(sys.argv[1]))))' "$failed") || return
+    [ "$count" -le "$few" ] || return
+    printf '\nAgain, alone, of the %s:\n' "$1"
+    .venv/bin/python -c "$pytest" -o cache_dir=".pytest_cache/$1" -v --last-failed --last-failed-no-failures none &&
+        rm "$said/$1.failed"
 }
 
 # shellcheck disable=SC2046,SC2086
@@ -35,6 +48,9 @@ until wait; do :; done
 for name in outages notebooks pages; do
     printf '\n%s:\n' "$name"
     cat "$said/$name"
+done
+for name in outages notebooks pages rest; do
+    [ ! -e "$said/$name.failed" ] || again "$name"
 done
 printf '\nIn all:\n'
 for name in outages notebooks pages rest; do tail -n 1 "$said/$name"; done
