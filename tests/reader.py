@@ -163,13 +163,17 @@ def last_frame(output: str) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", frame)
 
 
+def nothing(_: Reader) -> None:
+    """What happens where nothing has to."""
+
+
 class Scene(NamedTuple):
     """What a page takes for granted: what is done `before` a block, and `meanwhile`.
 
     Where there is a `meanwhile`, the block's last command goes on until Ctrl-C.
     """
 
-    before: Callable[[Reader], object] = lambda _: None
+    before: Callable[[Reader], object] = nothing
     meanwhile: Callable[[Reader], object] | None = None
 
 

@@ -273,6 +273,14 @@ def find(seconds: float = GREETING) -> Connection | None:
         ) from None
 
 
+def is_there() -> bool:
+    """Whether a keeper runs and answers. Raises KeeperError for one that doesn't answer."""
+    connection = find()
+    if connection is not None:
+        connection.close()
+    return connection is not None
+
+
 def find_running(seconds: float = GREETING) -> Connection | None:
     """As `find`, for those who only look on: a keeper that its service would start for it stays at rest."""
     return find(seconds) if paths.lock_file().exists() and keeper_runs() else None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from tests.conftest import is_open
 from tests.jupyters import NEWEST
-from tests.reader import SERVICES, Reader, Scene
+from tests.reader import SERVICES, Reader, Scene, nothing
 from tests.scenes import coming_from
 from tests.scenes.config import FILE
 from tests.scenes.notebooks import ALONE, kernel_of, let_bob_in, own_server, server_in_work
@@ -200,7 +200,7 @@ SCENES: Mapping[str, Scene] = {
     "$ holdfast logs lab --remote -n 2": Scene(has_worked_in_a_notebook),
     "holdfast events": Scene(new("holdfast up lab"), meanwhile=lambda reader: reader.lose("lab")),
     "holdfast wait": Scene(has_nothing_that_listens),
-    "holdfast metrics": Scene(has_something_that_listens, meanwhile=lambda _: None),
+    "holdfast metrics": Scene(has_something_that_listens, meanwhile=nothing),
     "$ holdfast doctor": Scene(new("holdfast up lab")),
     "$ holdfast doctor lab": Scene(has_a_notebook_open_where_bob_is),
     "holdfast keeper run": Scene(new(), meanwhile=sees_the_keeper_run),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Mapping
 
-from tests.reader import Reader, Scene
+from tests.reader import Reader, Scene, nothing
 
 
 def has_no_service(reader: Reader) -> None:
@@ -53,5 +53,5 @@ SCENES: Mapping[str, Scene] = {
     "What happens, as it happens": Scene(is_up, meanwhile=has_a_day),
     "A prompt": Scene(has_one_that_does_not_answer),
     "A screen that redraws itself": Scene(has_two_of_one_connection, meanwhile=has_traffic),
-    "Prometheus": Scene(meanwhile=lambda _: None),
+    "Prometheus": Scene(meanwhile=nothing),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from tests.reader import DOCUMENTS, Reader, Scene
+from tests.reader import DOCUMENTS, Reader, Scene, nothing
 from tests.scenes.config import FILE
 from tests.scenes.notebooks import server_in_work
 
@@ -26,5 +26,5 @@ SCENES: Mapping[str, Scene] = {
     "$ holdfast jupyter lab": Scene(has_a_server),
     "Use": Scene(Reader.be_new),
     "Which forwards": Scene(Reader.be_new),
-    "Every day": Scene(describes_tunnels, meanwhile=lambda _: None),
+    "Every day": Scene(describes_tunnels, meanwhile=nothing),
 }

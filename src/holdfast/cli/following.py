@@ -59,11 +59,9 @@ class Watch:
         where there is none."""
         if time.monotonic() - self._heard_at > patience:
             try:
-                found = client.find()
+                client.is_there()
             except KeeperError:
                 return False
-            if found is not None:
-                found.close()
             self._heard_at = time.monotonic()
         return True
 

@@ -91,7 +91,7 @@ class Feed:
         """A keeper is started where tunnels are wanted, and else waited for."""
         while not self._stopped.is_set():
             try:
-                if not client.something_is_wanted() and not _keeper_is_there():
+                if not client.something_is_wanted() and not client.is_there():
                     self._say(Silent(""))
                 else:
                     self._hand_on()
@@ -110,7 +110,7 @@ class Feed:
                 try:
                     changes = following.receive(client.SILENCE)
                 except TimeoutError:
-                    _keeper_is_there()
+                    client.is_there()
                     continue
                 except KeeperError:
                     if is_first:
@@ -207,14 +207,6 @@ def last_lines(log: Path) -> list[str]:
         return []
     lines = text.splitlines()
     return (lines[1:] if size > TAIL else lines)[-TAIL_LINES:]
-
-
-def _keeper_is_there() -> bool:
-    """Raises KeeperError for one that doesn't answer."""
-    found = client.find()
-    if found is not None:
-        found.close()
-    return found is not None
 
 
 def _signs(*files: Path) -> tuple[object, ...]:
